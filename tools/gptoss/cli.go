@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit statuses. A shell script can tell a verdict from a mistake: 1 means
+// that the work was done and its result is "fail".
+const (
+	exitPass        = 0
+	exitFail        = 1
+	exitInput       = 2   // bad usage or bad input; nothing was written
+	exitInterrupted = 130 // 128 + SIGINT, as shells have it
+)
+
+// statusError is an error with an exit status of its own. See [verdictError].
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string { return e.err.Error() }
+func (e *statusError) Unwrap() error { return e.err }
+
+// verdictError makes the command exit with status 1 and say one line on
+// stderr: the work was done, and the answer is no.
+func verdictError(format string, arguments ...any) error {
+	return &statusError{exitFail, fmt.Errorf(format, arguments...)}
+}
+
+// run executes the command line and returns the exit status. It is main
+// without the process, so that tests can call it.
+//
+// Every error is one line on stderr that starts with "gptoss: ". Its status is
+// 2 unless the command returned a [verdictError], or the context was cancelled
+// by Ctrl-C.
+func run(ctx context.Context, commands []*cobra.Command, arguments []string, stdout, stderr io.Writer) int {
+	root := &cobra.Command{
+		Use:           "gptoss",
+		Short:         "Inspect, run, export and judge gpt-oss models",
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return cmd.Help()
+		},
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(commands...)
+	root.SetArgs(arguments)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitPass
+	}
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		fmt.Fprintln(stderr, "gptoss: interrupted")
+		return exitInterrupted
+	}
+	fmt.Fprintf(stderr, "gptoss: %s\n", oneLine(err.Error()))
+	var withStatus *statusError
+	if errors.As(err, &withStatus) {
+		return withStatus.status
+	}
+	return exitInput
+}
+
+// oneLine joins the lines of a message, because some libraries' errors have
+// several (cobra's suggestions among them).
+func oneLine(message string) string {
+	var parts []string
+	for line := range strings.Lines(message) {
+		if line = strings.TrimSpace(line); line != "" {
+			parts = append(parts, line)
+		}
+	}
+	return strings.Join(parts, " ")
+}
