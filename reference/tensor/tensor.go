@@ -163,6 +163,15 @@ func FromBFloat16s(shape []int, values []float32) Tensor {
 	return Tensor{DType: BF16, Shape: shape, Data: data}
 }
 
+// FromFloat16s stores float32 values as F16, rounded to nearest even.
+func FromFloat16s(shape []int, values []float32) Tensor {
+	data := make([]byte, 2*len(values))
+	for i, v := range values {
+		binary.LittleEndian.PutUint16(data[2*i:], float16.Fromfloat32(v).Bits())
+	}
+	return Tensor{DType: F16, Shape: shape, Data: data}
+}
+
 // BFloat16 widens the bits of a bfloat16. It is exact.
 func BFloat16(bits uint16) float32 { return math.Float32frombits(uint32(bits) << 16) }
 

@@ -1,0 +1,98 @@
+package reference
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
+	"github.com/gptoss-conformance/gptoss/reference/config"
+	"github.com/gptoss-conformance/gptoss/reference/taps"
+	"github.com/gptoss-conformance/gptoss/reference/tensor"
+)
+
+// Options say how [Run] runs a model and what it returns.
+type Options struct {
+	Precision Precision
+	Taps      []string // registry names; nil means logits alone
+	// Routing, if it is not nil, forces each layer's experts: [layers][tokens·k]
+	// indices. Their weights still come from the model's own gate logits.
+	Routing [][]int32
+}
+
+// Run evaluates a checkpoint on tokens and returns the taps asked for, in the
+// registry's shapes, stored in the precision's own type.
+func Run(ctx context.Context, m *checkpoint.Model, tokens []int32, o Options) (map[string]tensor.Tensor, error) {
+	wanted, err := selectTaps(m.Config, o.Taps)
+	if err != nil {
+		return nil, err
+	}
+	if o.Precision == Float32 {
+		return run(ctx, New(m, Single()), tokens, o, wanted, tensor.FromFloat32s)
+	}
+	arithmetic, store := Exact(), tensor.FromFloat64s
+	if o.Precision != Float64 {
+		arithmetic = Short(o.Precision.Format())
+		store = func(shape []int, values []float64) tensor.Tensor {
+			if o.Precision == BFloat16 {
+				return tensor.FromBFloat16s(shape, convert[float32](values))
+			}
+			return tensor.FromFloat16s(shape, convert[float32](values))
+		}
+	}
+	return run(ctx, New(m, arithmetic), tokens, o, wanted, store)
+}
+
+func selectTaps(c config.Config, names []string) (map[string]bool, error) {
+	if names == nil {
+		names = []string{taps.Logits}
+	}
+	wanted := make(map[string]bool, len(names))
+	for _, name := range names {
+		if !taps.Known(c, name) {
+			return nil, fmt.Errorf("no tap is called %q in a model of %d layers", name, c.Layers)
+		}
+		wanted[name] = true
+	}
+	return wanted, nil
+}
+
+func run[F Float](ctx context.Context, m Model[F], tokens []int32, o Options, wanted map[string]bool, store func([]int, []F) tensor.Tensor) (map[string]tensor.Tensor, error) {
+	if o.Routing != nil {
+		m.Stages.Route = Replay(m.Stages.Route, o.Routing)
+	}
+	results := make(map[string]tensor.Tensor, len(wanted))
+	shape := func(name string) []int {
+		s, err := taps.Shape(m.Weights.Config, name, len(tokens))
+		if err != nil {
+			panic(err) // the model observed a tap that its own registry lacks
+		}
+		return s
+	}
+	observer := Observer[F]{
+		Reals: func(name string, values []F) {
+			if wanted[name] {
+				results[name] = store(shape(name), values)
+			}
+		},
+		Integers: func(name string, values []int32) {
+			if wanted[name] {
+				results[name] = tensor.FromInt32s(shape(name), values)
+			}
+		},
+	}
+	if _, err := m.Forward(ctx, tokens, nil, observer); err != nil {
+		return nil, err
+	}
+	return results, nil
+}
+
+// Replay returns a routing stage that takes each layer's experts from elsewhere
+// and weighs them by the model's own gate logits: [layers][tokens·k] indices.
+func Replay[F Float](own func(Layer[F], []F) ([]int32, []F), routing [][]int32) func(Layer[F], []F) ([]int32, []F) {
+	return func(l Layer[F], logits []F) ([]int32, []F) {
+		if l.Index >= len(routing) || routing[l.Index] == nil {
+			return own(l, logits)
+		}
+		return routing[l.Index], ChosenSoftmax(l, logits, routing[l.Index])
+	}
+}
