@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	mathbits "math/bits"
 
 	"github.com/x448/float16"
 )
@@ -24,17 +25,23 @@ const (
 	U8   DType = "U8"
 )
 
-// Size returns the bytes of one element, or 0 for a type that is not known here.
+// bits has the size of one element in bits, for every type of the safetensors
+// format. Types that are not among the constants above are carried, never
+// interpreted.
+var bits = map[DType]int{
+	F64: 64, I64: 64, "U64": 64, "C64": 64,
+	F32: 32, I32: 32, "U32": 32,
+	F16: 16, BF16: 16, "I16": 16, "U16": 16,
+	U8: 8, "I8": 8, "BOOL": 8,
+	"F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+	"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}
+
+// Size returns the bytes of one element, or 0 for a type that has no whole
+// number of bytes or is not known.
 func (d DType) Size() int {
-	switch d {
-	case F64, I64:
-		return 8
-	case F32, I32:
-		return 4
-	case F16, BF16:
-		return 2
-	case U8:
-		return 1
+	if n := bits[d]; n%8 == 0 {
+		return n / 8
 	}
 	return 0
 }
@@ -57,6 +64,44 @@ func (t Tensor) Elements() int {
 		n *= d
 	}
 	return n
+}
+
+// byteSize returns the bytes of an array, or an error if the type is not known,
+// a dimension is negative or the product does not fit.
+func byteSize(d DType, shape []int) (int, error) {
+	width := bits[d]
+	if width == 0 {
+		return 0, fmt.Errorf("dtype %.20q is not known", d)
+	}
+	// In bits a product below 2^63 stands for less than 2^60 bytes: enough.
+	total := uint64(width)
+	for _, n := range shape {
+		if n < 0 {
+			return 0, fmt.Errorf("shape %v has a negative dimension", shape)
+		}
+		high, low := mathbits.Mul64(total, uint64(n))
+		if high != 0 || low > math.MaxInt64 {
+			// A zero further on would make the product zero; no real file has one.
+			return 0, fmt.Errorf("shape %v is too large", shape)
+		}
+		total = low
+	}
+	if total%8 != 0 {
+		return 0, fmt.Errorf("shape %v of %s is no whole number of bytes", shape, d)
+	}
+	return int(total / 8), nil
+}
+
+// Check reports a tensor whose data is not as long as its dtype and shape say.
+func (t Tensor) Check() error {
+	want, err := byteSize(t.DType, t.Shape)
+	if err != nil {
+		return err
+	}
+	if len(t.Data) != want {
+		return fmt.Errorf("has %d bytes, but %s %v takes %d", len(t.Data), t.DType, t.Shape, want)
+	}
+	return nil
 }
 
 // Float64s widens a tensor of reals. It is exact for every storage type.
@@ -173,14 +218,14 @@ func FromFloat16s(shape []int, values []float32) Tensor {
 }
 
 // BFloat16 widens the bits of a bfloat16. It is exact.
-func BFloat16(bits uint16) float32 { return math.Float32frombits(uint32(bits) << 16) }
+func BFloat16(b uint16) float32 { return math.Float32frombits(uint32(b) << 16) }
 
 // ToBFloat16 returns the bits of the bfloat16 nearest to v, ties to even. NaN
 // stays NaN.
 func ToBFloat16(v float32) uint16 {
-	bits := math.Float32bits(v)
+	b := math.Float32bits(v)
 	if v != v {
-		return uint16(bits>>16) | 0x40 // quiet, so that truncation cannot make it infinite
+		return uint16(b>>16) | 0x40 // quiet, so that truncation cannot make it infinite
 	}
-	return uint16((bits + 0x7fff + bits>>16&1) >> 16)
+	return uint16((b + 0x7fff + b>>16&1) >> 16)
 }
