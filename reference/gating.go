@@ -12,19 +12,18 @@ func GateLogits[F Float](l Layer[F], x []F) []F {
 	return Linear(l, x, l.Weights.Gate, l.Weights.GateBias)
 }
 
-// Route chooses each token's experts, the highest logits in descending order
-// (the lower index first where they tie), and weighs them by a softmax over the
-// chosen logits only: indices and weights [tokens, experts per token].
+// Choose picks each token's experts from logits [tokens, experts]: the highest,
+// in descending order, the lower index first where they tie: [tokens, k].
 //
 // Source: openai/gpt-oss gpt_oss/torch/model.py MLPBlock.
-func Route[F Float](l Layer[F], logits []F) (indices []int32, weights []F) {
-	experts, chosen := l.Config.Experts, l.Config.ExpertsPerToken
+func Choose[F Float](l Layer[F], logits []F) []int32 {
+	experts, k := l.Config.Experts, l.Config.ExpertsPerToken
 	tokens := len(logits) / experts
-	indices = make([]int32, 0, tokens*chosen)
+	indices := make([]int32, 0, tokens*k)
 	for t := range tokens {
-		indices = append(indices, TopK(logits[t*experts:][:experts], chosen)...)
+		indices = append(indices, TopK(logits[t*experts:][:experts], k)...)
 	}
-	return indices, ChosenSoftmax(l, logits, indices)
+	return indices
 }
 
 // TopK returns the indices of the k largest values, largest first; equal values
@@ -38,8 +37,9 @@ func TopK[F Float](values []F, k int) []int32 {
 	return order[:k]
 }
 
-// ChosenSoftmax is the softmax over the logits of the chosen experts: indices
-// [tokens, k] into logits [tokens, experts] give weights [tokens, k].
+// ChosenSoftmax weighs the chosen experts by a softmax over their logits alone
+// (not over all experts): indices [tokens, k] into logits [tokens, experts] give
+// weights [tokens, k].
 func ChosenSoftmax[F Float](l Layer[F], logits []F, indices []int32) []F {
 	experts, k := l.Config.Experts, l.Config.ExpertsPerToken
 	weights := make([]F, len(indices))

@@ -21,7 +21,8 @@ type Stages[F Float] struct {
 	Embed     func(l Layer[F], embedding checkpoint.Matrix, tokens []int32) []F
 	AttnNorm  func(l Layer[F], x []F, scale []float32) []F
 	QKV       func(l Layer[F], x []F) (q, k, v []F)
-	Rope      func(l Layer[F], q, k []F, positions []int) (qRot, kRot []F)
+	RopeQuery func(l Layer[F], q []F, positions []int) []F
+	RopeKey   func(l Layer[F], k []F, positions []int) []F
 	KeyRange  func(l Layer[F], query int) (from, to int)
 	KVHead    func(l Layer[F], head int) int
 	Scale     func(l Layer[F]) F
@@ -33,7 +34,8 @@ type Stages[F Float] struct {
 	AttnResidual  func(l Layer[F], stream, normed, delta []F) []F
 	MLPNorm       func(l Layer[F], x []F, scale []float32) []F
 	GateLogits    func(l Layer[F], x []F) []F
-	Route         func(l Layer[F], logits []F) (indices []int32, weights []F)
+	Choose        func(l Layer[F], logits []F) (indices []int32)
+	Weigh         func(l Layer[F], logits []F, indices []int32) (weights []F)
 	Prelinear     func(l Layer[F], x []F, indices []int32) []F
 	Activate      func(l Layer[F], x []F) []F
 	ExpertOutputs func(l Layer[F], x []F, indices []int32) []F
@@ -46,11 +48,11 @@ type Stages[F Float] struct {
 // DefaultStages is the model as OpenAI defines it.
 func DefaultStages[F Float]() Stages[F] {
 	return Stages[F]{
-		Embed: Embed[F], AttnNorm: RMSNorm[F], QKV: QKV[F], Rope: RotateQK[F],
-		KeyRange: KeyRange[F], KVHead: KVHead[F], Scale: Scale[F], Softmax: Softmax[F],
+		Embed: Embed[F], AttnNorm: RMSNorm[F], QKV: QKV[F],
+		RopeQuery: RotateQueries[F], RopeKey: RotateKeys[F], KeyRange: KeyRange[F], KVHead: KVHead[F], Scale: Scale[F], Softmax: Softmax[F],
 		Attention: Attention[F], AttnOut: AttentionOut[F], AttnResidual: Residual[F],
-		MLPNorm: RMSNorm[F], GateLogits: GateLogits[F], Route: Route[F],
-		Prelinear: Prelinear[F], Activate: Activate[F], ExpertOutputs: ExpertOutputs[F],
+		MLPNorm: RMSNorm[F], GateLogits: GateLogits[F], Choose: Choose[F],
+		Weigh: ChosenSoftmax[F], Prelinear: Prelinear[F], Activate: Activate[F], ExpertOutputs: ExpertOutputs[F],
 		Fuse: Fuse[F], MLPResidual: Residual[F], FinalNorm: RMSNorm[F], Unembed: Unembed[F],
 	}
 }
@@ -185,7 +187,7 @@ func (m *Model[F]) attention(l Layer[F], x []F, cache *Cache[F], o Observer[F]) 
 	tap(taps.Q, q)
 	tap(taps.K, k)
 	tap(taps.V, v)
-	q, k = m.Stages.Rope(l, q, k, positions)
+	q, k = m.Stages.RopeQuery(l, q, positions), m.Stages.RopeKey(l, k, positions)
 	tap(taps.QRot, q)
 	tap(taps.KRot, k)
 
@@ -207,7 +209,8 @@ func (m *Model[F]) mixture(l Layer[F], x []F, o Observer[F]) []F {
 	tap(taps.MLPNormed, normed)
 	logits := m.Stages.GateLogits(l, normed)
 	tap(taps.GateLogits, logits)
-	indices, weights := m.Stages.Route(l, logits)
+	indices := m.Stages.Choose(l, logits)
+	weights := m.Stages.Weigh(l, logits, indices)
 	o.integers(taps.Block(l.Index, taps.ExpertIndices), indices)
 	tap(taps.ExpertWeights, weights)
 	if o.Reals != nil {

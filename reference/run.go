@@ -58,7 +58,7 @@ func selectTaps(c config.Config, names []string) (map[string]bool, error) {
 
 func run[F Float](ctx context.Context, m Model[F], tokens []int32, o Options, wanted map[string]bool, store func([]int, []F) tensor.Tensor) (map[string]tensor.Tensor, error) {
 	if o.Routing != nil {
-		m.Stages.Route = Replay(m.Stages.Route, o.Routing)
+		m.Stages.Choose = Replay(m.Stages.Choose, o.Routing)
 	}
 	results := make(map[string]tensor.Tensor, len(wanted))
 	shape := func(name string) []int {
@@ -86,13 +86,13 @@ func run[F Float](ctx context.Context, m Model[F], tokens []int32, o Options, wa
 	return results, nil
 }
 
-// Replay returns a routing stage that takes each layer's experts from elsewhere
-// and weighs them by the model's own gate logits: [layers][tokens·k] indices.
-func Replay[F Float](own func(Layer[F], []F) ([]int32, []F), routing [][]int32) func(Layer[F], []F) ([]int32, []F) {
-	return func(l Layer[F], logits []F) ([]int32, []F) {
+// Replay returns a routing stage that takes each layer's experts from elsewhere:
+// [layers][tokens·k] indices. A layer that has none (nil) chooses its own.
+func Replay[F Float](own func(Layer[F], []F) []int32, routing [][]int32) func(Layer[F], []F) []int32 {
+	return func(l Layer[F], logits []F) []int32 {
 		if l.Index >= len(routing) || routing[l.Index] == nil {
 			return own(l, logits)
 		}
-		return routing[l.Index], ChosenSoftmax(l, logits, routing[l.Index])
+		return routing[l.Index]
 	}
 }
