@@ -1,0 +1,55 @@
+// Package faults is the catalogue of ways in which implementations of gpt-oss
+// have gone wrong. The suite must catch every one of them, at the stage where
+// it acts, and name it from the output alone.
+package faults
+
+import (
+	"github.com/gptoss-conformance/gptoss/reference"
+	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
+)
+
+// Fault is one known mistake, as a change to the right model: to its
+// checkpoint (configuration or weights), or to one of its stage functions. It
+// never needs a switch in the model.
+type Fault struct {
+	ID          string // stable: window-one-too-many
+	Stage       string // the stage that it hits: attention
+	Tap         string // the first tap that goes wrong, without its block: attn_core
+	Explanation string // one line
+	Thread      string // where it happened in public, or empty
+
+	// Checkpoint returns the model with a changed configuration or changed
+	// weights; it must not modify its argument. Nil if nothing there changes.
+	Checkpoint func(*checkpoint.Model) *checkpoint.Model
+	// Stages changes stage functions in place. The zero value changes none.
+	Stages Swap
+	// Cached says that the mistake shows only when tokens are decoded one by one
+	// with a KV cache.
+	Cached bool
+}
+
+// Swap changes stage functions of a model, in either arithmetic. Both fields
+// are the same generic function, instantiated twice.
+type Swap struct {
+	Wide   func(*reference.Stages[float64])
+	Single func(*reference.Stages[float32])
+}
+
+// Apply returns the faulty model. Faults compose: apply one to the result of
+// another.
+func Apply[F reference.Float](f Fault, m reference.Model[F]) reference.Model[F] {
+	if f.Checkpoint != nil {
+		m.Weights = f.Checkpoint(m.Weights)
+	}
+	switch stages := any(&m.Stages).(type) {
+	case *reference.Stages[float64]:
+		if f.Stages.Wide != nil {
+			f.Stages.Wide(stages)
+		}
+	case *reference.Stages[float32]:
+		if f.Stages.Single != nil {
+			f.Stages.Single(stages)
+		}
+	}
+	return m
+}
