@@ -3,6 +3,8 @@
 package checkpoint
 
 import (
+	"slices"
+
 	"github.com/gptoss-conformance/gptoss/reference/config"
 )
 
@@ -28,7 +30,9 @@ type Model struct {
 	Unembedding Matrix    // [vocab, hidden], not tied to Embedding
 	Source      Source    // where it came from
 
-	close func() error
+	tensors []TensorInfo
+	checks  []check
+	close   func() error
 }
 
 // Block is one transformer block's weights.
@@ -54,6 +58,10 @@ type Source struct {
 	Path   string
 	Layout string // "openai", "huggingface", "flax", "equinox" or "generated"
 }
+
+// Tensors describes the tensors of the files, in file order. A model that was
+// not opened from files has none.
+func (m *Model) Tensors() []TensorInfo { return slices.Clone(m.tensors) }
 
 // Close unmaps the files. The model's matrices must not be used afterwards.
 func (m *Model) Close() error {

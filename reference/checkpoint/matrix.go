@@ -1,0 +1,174 @@
+package checkpoint
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"github.com/x448/float16"
+
+	"github.com/gptoss-conformance/gptoss/reference/tensor"
+)
+
+// BF16 is a matrix of bfloat16, row after row.
+type BF16 struct {
+	RowCount, ColCount int
+	Data               []byte // [rows, cols], little-endian
+}
+
+// Dims returns outputs and inputs.
+func (m BF16) Dims() (int, int) { return m.RowCount, m.ColCount }
+
+// Rows widens rows [from, from+n) into dst.
+func (m BF16) Rows(dst []float32, from, n int) {
+	widenBF16(dst[:n*m.ColCount], m.Data[2*from*m.ColCount:])
+}
+
+// F16 is a matrix of IEEE half precision, row after row.
+type F16 struct {
+	RowCount, ColCount int
+	Data               []byte // [rows, cols], little-endian
+}
+
+// Dims returns outputs and inputs.
+func (m F16) Dims() (int, int) { return m.RowCount, m.ColCount }
+
+// Rows widens rows [from, from+n) into dst.
+func (m F16) Rows(dst []float32, from, n int) {
+	widenF16(dst[:n*m.ColCount], m.Data[2*from*m.ColCount:])
+}
+
+// F32 is a matrix of float32, row after row.
+type F32 struct {
+	RowCount, ColCount int
+	Data               []byte // [rows, cols], little-endian
+}
+
+// Dims returns outputs and inputs.
+func (m F32) Dims() (int, int) { return m.RowCount, m.ColCount }
+
+// Rows copies rows [from, from+n) into dst.
+func (m F32) Rows(dst []float32, from, n int) {
+	widenF32(dst[:n*m.ColCount], m.Data[4*from*m.ColCount:])
+}
+
+func widenBF16(dst []float32, src []byte) {
+	src = src[:2*len(dst)]
+	for len(dst) >= 4 { // four at a time: one load instead of four
+		w := binary.LittleEndian.Uint64(src)
+		dst[0] = math.Float32frombits(uint32(w) << 16)
+		dst[1] = math.Float32frombits(uint32(w) & 0xffff0000)
+		dst[2] = math.Float32frombits(uint32(w>>32) << 16)
+		dst[3] = math.Float32frombits(uint32(w>>32) & 0xffff0000)
+		dst, src = dst[4:], src[8:]
+	}
+	for i := range dst {
+		dst[i] = tensor.BFloat16(binary.LittleEndian.Uint16(src[2*i:]))
+	}
+}
+
+func widenF16(dst []float32, src []byte) {
+	for i := range dst {
+		dst[i] = float16.Frombits(binary.LittleEndian.Uint16(src[2*i:])).Float32()
+	}
+}
+
+func widenF32(dst []float32, src []byte) {
+	for i := range dst {
+		dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:]))
+	}
+}
+
+// widen converts elements of a dtype that [dense] accepts.
+func widen(d tensor.DType, dst []float32, src []byte) {
+	switch d {
+	case tensor.BF16:
+		widenBF16(dst, src)
+	case tensor.F16:
+		widenF16(dst, src)
+	case tensor.F32:
+		widenF32(dst, src)
+	default:
+		panic(fmt.Sprintf("checkpoint: %s is no storage type of weights", d))
+	}
+}
+
+// dense returns the matrix type for a storage type.
+func dense(d tensor.DType, rows, cols int, data []byte) Matrix {
+	switch d {
+	case tensor.BF16:
+		return BF16{rows, cols, data}
+	case tensor.F16:
+		return F16{rows, cols, data}
+	case tensor.F32:
+		return F32{rows, cols, data}
+	}
+	panic(fmt.Sprintf("checkpoint: %s is no storage type of weights", d))
+}
+
+// isDense reports whether a storage type widens to float32 exactly.
+func isDense(d tensor.DType) bool {
+	return d == tensor.BF16 || d == tensor.F16 || d == tensor.F32
+}
+
+// Transposed is a matrix that is stored as its transpose [cols, rows]:
+// Hugging Face's dequantized experts and Flax's kernels, both [in, out].
+type Transposed struct {
+	RowCount, ColCount int
+	DType              tensor.DType // BF16, F16 or F32
+	Data               []byte       // [cols, rows], little-endian
+}
+
+// Dims returns outputs and inputs.
+func (m Transposed) Dims() (int, int) { return m.RowCount, m.ColCount }
+
+// transposeTile is how many rows and columns are turned at a time: 64 x 64
+// float32 take 16 kB and stay in the first-level cache.
+const transposeTile = 64
+
+// Rows widens rows [from, from+n) into dst. Every stored row is read once, in
+// pieces of n; many rows at a time are therefore much faster than one.
+func (m Transposed) Rows(dst []float32, from, n int) {
+	size := m.DType.Size()
+	var line [transposeTile]float32
+	for r := 0; r < n; r += transposeTile {
+		width := min(transposeTile, n-r)
+		for c := range m.ColCount {
+			at := (c*m.RowCount + from + r) * size
+			widen(m.DType, line[:width], m.Data[at:])
+			out := dst[r*m.ColCount+c:]
+			for i, v := range line[:width] {
+				out[i*m.ColCount] = v
+			}
+		}
+	}
+}
+
+// Stack is the rows of several matrices one after another: Hugging Face's q, k
+// and v, which OpenAI stores as one. All have the same number of columns.
+type Stack struct {
+	Parts []Matrix
+}
+
+// Dims returns outputs and inputs.
+func (m Stack) Dims() (rows, cols int) {
+	for _, p := range m.Parts {
+		r, c := p.Dims()
+		rows, cols = rows+r, c
+	}
+	return rows, cols
+}
+
+// Rows decodes rows [from, from+n) into dst.
+func (m Stack) Rows(dst []float32, from, n int) {
+	for _, p := range m.Parts {
+		rows, cols := p.Dims()
+		if take := min(rows-from, n); take > 0 {
+			p.Rows(dst, from, take)
+			dst, n = dst[take*cols:], n-take
+			from = 0
+			continue
+		}
+		from = max(from-rows, 0)
+	}
+}
