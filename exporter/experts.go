@@ -1,0 +1,178 @@
+package exporter
+
+import (
+	"math"
+
+	"github.com/gptoss-conformance/gptoss/reference/taps"
+)
+
+// ExpertsOutput is what the experts of every token give, by slot: the slots of a
+// token are its experts in the order of [Choose]. Prelinear and Activated are
+// absent where an operator keeps them to itself.
+type ExpertsOutput struct {
+	Prelinear Value // [tokens, k, 2·intermediate]
+	Activated Value // [tokens, k, intermediate]
+	Outputs   Value // [tokens, k, hidden], bias included, not weighted
+}
+
+// Activate is SwiGLU as gpt-oss has it, on x [..., 2·intermediate] whose even
+// columns are the gated part and whose odd columns are the linear part:
+//
+//	g = min(glu, limit),  l = clamp(linear, ±limit),  y = g·σ(α·g)·(l + 1)
+//
+// The sigmoid is written as 1/(1+exp(−z)): runtimes' own Sigmoid may be an
+// approximation that is only absolutely accurate (ONNX Runtime's stops at
+// σ(−18) = 1.5e-8), and glu has no lower clamp.
+//
+// Source: Shazeer 2020, https://arxiv.org/abs/2002.05202;
+// openai/gpt-oss gpt_oss/torch/model.py swiglu.
+func Activate(l Layer, x Value) Value {
+	c := l.Config
+	last := len(x.shape) - 1
+	glu := l.Slice(x, last, 0, math.MaxInt64, 2, N(c.IntermediateSize))
+	linear := l.Slice(x, last, 1, math.MaxInt64, 2, N(c.IntermediateSize))
+	limit := l.Float(c.SwiGLULimit)
+	glu = l.Min(glu, limit)
+	linear = l.Max(l.Min(linear, limit), l.Float(-c.SwiGLULimit))
+	return l.Round(l.Mul(Gated(l, glu), l.Round(l.Add(linear, l.Float(1)))))
+}
+
+// Gated is g·σ(α·g), the gated half of SwiGLU.
+func Gated(l Layer, glu Value) Value {
+	z := l.Round(l.Mul(glu, l.Float(l.Config.SwiGLUAlpha)))
+	sigmoid := l.Round(l.Reciprocal(l.Add(l.Float(1), l.Exp(l.Neg(z)))))
+	return l.Round(l.Mul(glu, sigmoid))
+}
+
+// ExpertLinear is one expert's layer, x [rows, in] by weight [out, in], plus
+// bias [out]. Unlike [Linear] it rounds before the bias too, as torch does.
+func ExpertLinear(l Layer, x, weight, bias Value) Value {
+	return l.Round(l.Add(l.Round(l.Gemm(x, weight, Value{})), bias))
+}
+
+// fp4Values holds the value of each code of E2M1; the upper half is negative.
+//
+// Source: OCP Microscaling Formats 1.0, section 5.3.3.
+var fp4Values = [16]float32{0, 0.5, 1, 1.5, 2, 3, 4, 6, float32(math.Copysign(0, -1)), -0.5, -1, -1.5, -2, -3, -4, -6}
+
+// scaleBias is the exponent bias of E8M0: a scale byte s stands for 2^(s−127).
+const scaleBias = 127
+
+// CodeTable returns the values of the four codes in every 16-bit word of MXFP4
+// blocks, [65536, 4]: of a byte the low half comes first, and of a word the low
+// byte. The graph makes it from the 16 values, once.
+func CodeTable(s *Scope) Value {
+	values := s.Floats("mxfp4.values", Ns(16), fp4Values[:])
+	// bytes[b] = (value of b's low half, value of its high half)
+	low := s.Expand(s.Reshape(values, N(1), N(16), N(1)), 16, 16, 1)
+	high := s.Expand(s.Reshape(values, N(16), N(1), N(1)), 16, 16, 1)
+	bytes := s.Reshape(s.Concat(2, N(2), low, high), N(256), N(2))
+	low = s.Expand(s.Reshape(bytes, N(1), N(256), N(2)), 256, 256, 2)
+	high = s.Expand(s.Reshape(bytes, N(256), N(1), N(2)), 256, 256, 2)
+	return s.Reshape(s.Concat(2, N(4), low, high), N(65536), N(4))
+}
+
+// ScaleTable returns the value of every scale byte, [256]. Byte 255 is NaN in
+// the specification, and no checkpoint that loads has a value there.
+func ScaleTable(s *Scope) Value {
+	scales := make([]float32, 256)
+	for i := range scales {
+		scales[i] = float32(math.Ldexp(1, i-scaleBias))
+	}
+	scales[255] = float32(math.NaN())
+	return s.Floats("mxfp4.scales", Ns(256), scales)
+}
+
+// MXFP4 is the packed weights of all experts of a layer, and the tables.
+type MXFP4 struct {
+	Blocks Value // [experts, rows, groups, 8], uint16: the checkpoint's own bytes
+	Scales Value // [experts, rows, groups], uint8
+	Codes  Value // see CodeTable
+	Powers Value // see ScaleTable
+}
+
+// Decode returns one expert's weights [rows, columns] in float32. Only its bytes
+// are read: a runtime that maps the file leaves the other experts on disk.
+func Decode(s *Scope, w MXFP4, expert Value) Value {
+	rows, groups := w.Blocks.shape[1], w.Blocks.shape[2].Size
+	blocks := s.Cast(s.Gather(w.Blocks, 0, expert), Int32)
+	scales := s.Cast(s.Gather(w.Scales, 0, expert), Int32)
+	values := s.Reshape(s.Gather(w.Codes, 0, blocks), rows, N(groups), N(32))
+	powers := s.Unsqueeze(s.Gather(w.Powers, 0, scales), 2)
+	return s.Reshape(s.Mul(values, powers), rows, N(32*groups))
+}
+
+// PackedExperts runs the experts on x [tokens, hidden] for indices [tokens, k]:
+// a loop over the experts that any token chose, each of which decodes its weights
+// once and applies them to its tokens.
+func PackedExperts(l Layer, x, indices Value) ExpertsOutput {
+	c := l.Config
+	tokens, k := x.shape[0], c.ExpertsPerToken
+	slots := Symbol("slots")
+	if tokens.Symbol == "" {
+		slots = N(tokens.Size * k)
+	}
+	flat := l.Reshape(indices, slots)
+	active := l.Unique(flat, Symbol("active_experts"))
+	trips := l.Squeeze(l.SizeOf(active, 0), 0)
+
+	debug := l.Wants(taps.Prelinear)
+	widths := []int{c.HiddenSize}
+	if debug {
+		widths = append(widths, 2*c.IntermediateSize, c.IntermediateSize)
+	}
+	states := make([]Value, len(widths))
+	for i, width := range widths {
+		shape := l.Concat(0, N(2), l.SizeOf(flat, 0), l.Int64s(width))
+		states[i] = l.Zeros(shape, Shape{slots, N(width)})
+	}
+	states = l.Loop("each_expert", trips, states, func(s *Scope, iteration Value, states []Value) []Value {
+		l := l.In(s)
+		expert := l.Gather(active, 0, iteration)
+		rows := l.Nonzero(l.Equal(flat, expert), Symbol(l.path+".rows"))
+		input := l.Gather(x, 0, l.Div(rows, l.Int64(k)))
+		prelinear := ExpertLinear(l, input, l.Stages.Decode(s, l.Weights.MLP1Packed, expert), l.Gather(l.Weights.MLP1Bias, 0, expert))
+		activated := l.Stages.Activate(l, prelinear)
+		outputs := ExpertLinear(l, activated, l.Stages.Decode(s, l.Weights.MLP2Packed, expert), l.Gather(l.Weights.MLP2Bias, 0, expert))
+		next := []Value{l.ScatterRows(states[0], rows, outputs)}
+		if debug {
+			next = append(next, l.ScatterRows(states[1], rows, prelinear), l.ScatterRows(states[2], rows, activated))
+		}
+		return next
+	})
+	bySlot := func(v Value, width int) Value { return l.Reshape(v, tokens, N(k), N(width)) }
+	out := ExpertsOutput{Outputs: bySlot(states[0], widths[0])}
+	if debug {
+		out.Prelinear, out.Activated = bySlot(states[1], widths[1]), bySlot(states[2], widths[2])
+	}
+	return out
+}
+
+// DenseExperts runs all experts on all tokens and picks the chosen ones. That is
+// experts/k times the work, without Loop: for small models, and for runtimes
+// that have no control flow.
+func DenseExperts(l Layer, x, indices Value) ExpertsOutput {
+	c := l.Config
+	tokens := x.shape[0]
+	// weight [experts, out, in] by x [experts or 1, tokens, in], as [experts, tokens, out].
+	linear := func(x, weight, bias Value) Value {
+		product := l.Transpose(l.MatMul(Widen(l.Scope, weight), l.Transpose(x, 0, 2, 1)), 0, 2, 1)
+		return l.Round(l.Add(l.Round(product), l.Unsqueeze(bias, 1)))
+	}
+	pick := func(v Value) Value { return l.GatherBatched(l.Transpose(v, 1, 0, 2), indices) }
+
+	prelinear := linear(l.Reshape(x, N(1), tokens, N(c.HiddenSize)), l.Weights.MLP1, l.Weights.MLP1Bias)
+	activated := l.Stages.Activate(l, prelinear)
+	outputs := linear(activated, l.Weights.MLP2, l.Weights.MLP2Bias)
+	out := ExpertsOutput{Outputs: pick(outputs)}
+	if l.Wants(taps.Prelinear) {
+		out.Prelinear, out.Activated = pick(prelinear), pick(activated)
+	}
+	return out
+}
+
+// Fuse adds up the outputs [tokens, k, hidden] of a token's experts, weighted by
+// weights [tokens, k]: [tokens, hidden].
+func Fuse(l Layer, outputs, weights Value) Value {
+	return l.Round(l.Squeeze(l.MatMul(l.Unsqueeze(weights, 1), outputs), 1))
+}

@@ -1,0 +1,200 @@
+// Package exporter writes gpt-oss models as ONNX graphs, with the weights beside
+// the graph as the checkpoint stores them.
+//
+// A graph is made by a value of stage functions, one file per stage as in package
+// reference, whose arithmetic it shares nothing with: only the configuration, the
+// checkpoint's views and the registry of taps are common.
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gptoss-conformance/gptoss/exporter/onnxpb"
+	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
+)
+
+// Versions of the format. Opset 21 and IR 10 are those of ONNX 1.16 (March
+// 2024): recent enough for every operator used here, old enough for runtimes
+// other than the newest.
+const (
+	opset     = 21
+	irVersion = 10
+)
+
+// Experts says how the experts' weights are stored.
+type Experts string
+
+const (
+	// ExpertsPacked keeps MXFP4 as the checkpoint has it, and decodes in the graph.
+	ExpertsPacked Experts = "packed"
+	// ExpertsDense stores decoded weights, bfloat16 where that is exact.
+	ExpertsDense Experts = "dense"
+)
+
+// Options says which graph to write. The zero value is a graph of dynamic length
+// with packed experts that puts out logits.
+type Options struct {
+	SequenceLength int       // tokens of every run; 0: any number
+	Experts        Experts   // empty: packed
+	HiddenStates   bool      // put out embedding, the residual stream and final_norm
+	BlockDebug     bool      // put out every other tap
+	Precision      Precision // empty: float32
+	Stages         *Stages   // nil: Portable()
+	Version        string    // of the program, for the metadata
+
+	// Validate is called with the finished graph under a temporary name, before it
+	// gets its own. If it returns an error, nothing is left behind.
+	Validate func(ctx context.Context, path string) error
+	// Progress is told how much of the data file is written.
+	Progress func(written, total int64)
+}
+
+func (o Options) withDefaults() Options {
+	if o.Experts == "" {
+		o.Experts = ExpertsPacked
+	}
+	if o.Precision == "" {
+		o.Precision = PrecisionFloat32
+	}
+	if o.Stages == nil {
+		stages := Portable()
+		o.Stages = &stages
+	}
+	return o
+}
+
+func (o Options) check() error {
+	if o.SequenceLength < 0 {
+		return fmt.Errorf("sequence length %d is negative", o.SequenceLength)
+	}
+	if o.Experts != ExpertsPacked && o.Experts != ExpertsDense {
+		return fmt.Errorf("experts can be packed or dense, not %q", o.Experts)
+	}
+	_, err := ParsePrecision(string(o.Precision))
+	return err
+}
+
+// Export writes a model as path and path.data. Both are complete when they get
+// their names: a failure, or the context's end, leaves what was there before.
+//
+// The same model and options give the same bytes.
+func Export(ctx context.Context, m *checkpoint.Model, path string, o Options) error {
+	o = o.withDefaults()
+	if err := o.check(); err != nil {
+		return err
+	}
+	g, err := build(m, o)
+	if err != nil {
+		return err
+	}
+	digest, err := digestOf(ctx, m)
+	if err != nil {
+		return err
+	}
+	dataName := filepath.Base(path) + ".data"
+	total := g.layOut(dataName)
+	message := g.Message("gpt-oss")
+	describe(message, m, o, digest)
+	graphBytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(message)
+	if err != nil {
+		return err
+	}
+
+	// A directory, because the graph names its data file: both must have their own
+	// names to be loaded for validation.
+	work, err := os.MkdirTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	graphFile, dataFile := filepath.Join(work, filepath.Base(path)), filepath.Join(work, dataName)
+	if err := os.WriteFile(graphFile, graphBytes, 0o666); err != nil {
+		return err
+	}
+	var progress func(int64)
+	if o.Progress != nil {
+		progress = func(written int64) { o.Progress(written, total) }
+	}
+	if err := writeFile(dataFile, func(w *os.File) error { return g.writeData(ctx, w, progress) }); err != nil {
+		return err
+	}
+	if o.Validate != nil {
+		if err := o.Validate(ctx, graphFile); err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return publish(graphFile, dataFile, path)
+}
+
+// writeFile creates a file and reports every error, the last write's included.
+func writeFile(path string, write func(*os.File) error) (err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return write(f)
+}
+
+// publish renames the data file and the graph. If the second rename fails, the
+// older data file is put back, so that an older graph keeps its own weights.
+func publish(graphFile, dataFile, path string) error {
+	data := path + ".data"
+	backup := dataFile + ".older"
+	hadOlder := os.Link(data, backup) == nil
+	if err := os.Rename(dataFile, data); err != nil {
+		return err
+	}
+	err := os.Rename(graphFile, path)
+	if err != nil {
+		if hadOlder {
+			return errors.Join(err, os.Rename(backup, data))
+		}
+		return errors.Join(err, os.Remove(data))
+	}
+	return nil
+}
+
+// describe fills in who made the graph, from what and how.
+func describe(model *onnxpb.ModelProto, m *checkpoint.Model, o Options, digest string) {
+	model.ProducerName = proto.String("gptoss")
+	if o.Version != "" {
+		model.ProducerVersion = proto.String(o.Version)
+	}
+	length := "dynamic"
+	if o.SequenceLength > 0 {
+		length = strconv.Itoa(o.SequenceLength)
+	}
+	property := func(key, value string) {
+		model.MetadataProps = append(model.MetadataProps, &onnxpb.StringStringEntryProto{
+			Key: proto.String(key), Value: proto.String(value),
+		})
+	}
+	property("gptoss.checkpoint", digest)
+	property("gptoss.experts", string(o.Experts))
+	property("gptoss.precision", string(o.Precision))
+	property("gptoss.sequence_length", length)
+	property("gptoss.hidden_states", strconv.FormatBool(o.HiddenStates))
+	property("gptoss.block_debug", strconv.FormatBool(o.BlockDebug))
+	model.Graph.DocString = proto.String(fmt.Sprintf("gpt-oss, %d layers, %d experts. Values are named as the taps of the conformance suite.",
+		m.Config.Layers, m.Config.Experts))
+}
+
+func digestOf(ctx context.Context, m *checkpoint.Model) (string, error) {
+	if d, ok := any(m).(interface {
+		Digest(context.Context) (string, error)
+	}); ok {
+		return d.Digest(ctx)
+	}
+	return "", nil
+}
