@@ -38,11 +38,18 @@ func (c *Cache[F]) extend(l Layer[F], keys, values []F) (allKeys, allValues []F,
 	return layer.keys, layer.values, layer.first
 }
 
+// KeepFrom returns the position of the first key that the queries from position
+// next on can still see.
+func KeepFrom[F Float](l Layer[F], next int) int {
+	from, _ := l.Stages.KeyRange(l, next)
+	return from
+}
+
 // trim drops the keys that no later query of the layer can see. The slices that
 // extend returned stay as they were.
 func (c *Cache[F]) trim(l Layer[F], next int) {
 	layer := &c.layers[l.Index]
-	from, _ := l.Stages.KeyRange(l, next)
+	from := l.Stages.KeepFrom(l, next)
 	drop := from - layer.first
 	if drop <= 0 {
 		return

@@ -31,7 +31,7 @@ func Prelinear[F Float](l Layer[F], x []F, indices []int32) []F {
 func Activate[F Float](l Layer[F], x []F) []F {
 	out := make([]F, len(x)/2)
 	for i := range out {
-		out[i] = SwiGLU(l, x[2*i], x[2*i+1])
+		out[i] = l.Stages.SwiGLU(l, x[2*i], x[2*i+1])
 	}
 	return out
 }

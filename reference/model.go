@@ -18,17 +18,19 @@ import (
 // Stages is the forward pass as a value: one function per stage. The fault
 // catalogue swaps single functions; [DefaultStages] has the right ones.
 type Stages[F Float] struct {
-	Embed     func(l Layer[F], embedding checkpoint.Matrix, tokens []int32) []F
-	AttnNorm  func(l Layer[F], x []F, scale []float32) []F
-	QKV       func(l Layer[F], x []F) (q, k, v []F)
-	RopeQuery func(l Layer[F], q []F, positions []int) []F
-	RopeKey   func(l Layer[F], k []F, positions []int) []F
-	KeyRange  func(l Layer[F], query int) (from, to int)
-	KVHead    func(l Layer[F], head int) int
-	Scale     func(l Layer[F]) F
-	Softmax   func(l Layer[F], scores []F, sink F)
-	Attention func(l Layer[F], in AttentionInput[F]) []F
-	AttnOut   func(l Layer[F], x []F) []F
+	Embed       func(l Layer[F], embedding checkpoint.Matrix, tokens []int32) []F
+	AttnNorm    func(l Layer[F], x []F, scale []float32) []F
+	QKV         func(l Layer[F], x []F) (q, k, v []F)
+	Frequencies func(c config.Config) Rotary // what RopeQuery and RopeKey turn by
+	RopeQuery   func(l Layer[F], q []F, positions []int) []F
+	RopeKey     func(l Layer[F], k []F, positions []int) []F
+	KeyRange    func(l Layer[F], query int) (from, to int)
+	KVHead      func(l Layer[F], head int) int
+	Scale       func(l Layer[F]) F
+	Softmax     func(l Layer[F], scores []F, sink F)
+	Attention   func(l Layer[F], in AttentionInput[F]) []F
+	KeepFrom    func(l Layer[F], next int) (from int) // which keys a cache keeps
+	AttnOut     func(l Layer[F], x []F) []F
 	// Residuals get the normed input too, though the right ones ignore it: a
 	// well-known way to get a block wrong adds that one.
 	AttnResidual  func(l Layer[F], stream, normed, delta []F) []F
@@ -38,6 +40,7 @@ type Stages[F Float] struct {
 	Weigh         func(l Layer[F], logits []F, indices []int32) (weights []F)
 	Prelinear     func(l Layer[F], x []F, indices []int32) []F
 	Activate      func(l Layer[F], x []F) []F
+	SwiGLU        func(l Layer[F], glu, linear F) F // what Activate does to each pair
 	ExpertOutputs func(l Layer[F], x []F, indices []int32) []F
 	Fuse          func(l Layer[F], outputs []F, indices []int32, weights []F) []F
 	MLPResidual   func(l Layer[F], stream, normed, delta []F) []F
@@ -49,10 +52,11 @@ type Stages[F Float] struct {
 func DefaultStages[F Float]() Stages[F] {
 	return Stages[F]{
 		Embed: Embed[F], AttnNorm: RMSNorm[F], QKV: QKV[F],
-		RopeQuery: RotateQueries[F], RopeKey: RotateKeys[F], KeyRange: KeyRange[F], KVHead: KVHead[F], Scale: Scale[F], Softmax: Softmax[F],
-		Attention: Attention[F], AttnOut: AttentionOut[F], AttnResidual: Residual[F],
+		Frequencies: NewRotary, RopeQuery: RotateQueries[F], RopeKey: RotateKeys[F],
+		KeyRange: KeyRange[F], KVHead: KVHead[F], Scale: Scale[F], Softmax: Softmax[F],
+		Attention: Attention[F], KeepFrom: KeepFrom[F], AttnOut: AttentionOut[F], AttnResidual: Residual[F],
 		MLPNorm: RMSNorm[F], GateLogits: GateLogits[F], Choose: Choose[F],
-		Weigh: ChosenSoftmax[F], Prelinear: Prelinear[F], Activate: Activate[F], ExpertOutputs: ExpertOutputs[F],
+		Weigh: ChosenSoftmax[F], Prelinear: Prelinear[F], Activate: Activate[F], SwiGLU: SwiGLU[F], ExpertOutputs: ExpertOutputs[F],
 		Fuse: Fuse[F], MLPResidual: Residual[F], FinalNorm: RMSNorm[F], Unembed: Unembed[F],
 	}
 }

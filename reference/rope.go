@@ -157,11 +157,11 @@ func Rotate[F Float](a Arithmetic[F], x []F, heads int, table RotaryTable[F]) []
 // RotateQueries is RoPE over queries [tokens, heads, head_dim] at their absolute
 // positions.
 func RotateQueries[F Float](l Layer[F], q []F, positions []int) []F {
-	return Rotate(l.Arithmetic, q, l.Config.Heads, Rounded(l.Arithmetic, NewRotary(l.Config).Table(positions)))
+	return Rotate(l.Arithmetic, q, l.Config.Heads, Rounded(l.Arithmetic, l.Stages.Frequencies(l.Config).Table(positions)))
 }
 
 // RotateKeys is RoPE over keys [tokens, kv_heads, head_dim] at their absolute
 // positions.
 func RotateKeys[F Float](l Layer[F], k []F, positions []int) []F {
-	return Rotate(l.Arithmetic, k, l.Config.KVHeads, Rounded(l.Arithmetic, NewRotary(l.Config).Table(positions)))
+	return Rotate(l.Arithmetic, k, l.Config.KVHeads, Rounded(l.Arithmetic, l.Stages.Frequencies(l.Config).Table(positions)))
 }
