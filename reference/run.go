@@ -17,6 +17,9 @@ type Options struct {
 	// Routing, if it is not nil, forces each layer's experts: [layers][tokens·k]
 	// indices. Their weights still come from the model's own gate logits.
 	Routing [][]int32
+	// Progress, if it is not nil, is called after every block with the number of
+	// blocks done.
+	Progress func(blocks int)
 }
 
 // Run evaluates a checkpoint on tokens and returns the taps asked for, in the
@@ -72,6 +75,9 @@ func run[F Float](ctx context.Context, m Model[F], tokens []int32, o Options, wa
 		Reals: func(name string, values []F) {
 			if wanted[name] {
 				results[name] = store(shape(name), values)
+			}
+			if layer, tap := taps.Split(name); tap == taps.Output && o.Progress != nil {
+				o.Progress(layer + 1)
 			}
 		},
 		Integers: func(name string, values []int32) {
