@@ -1,0 +1,508 @@
+package conformance
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/gptoss-conformance/gptoss/conformance/faults"
+	"github.com/gptoss-conformance/gptoss/reference"
+	"github.com/gptoss-conformance/gptoss/reference/taps"
+)
+
+// Diagnosis names the known mistake that explains a failing subject.
+type Diagnosis struct {
+	// Faults holds the ids of the explanation, sorted: one, a pair, or none.
+	Faults []string `json:"faults,omitempty"`
+	// Remaining is the largest error ÷ bound that is left when the subject is
+	// compared with the faulty model instead of the right one.
+	Remaining float64 `json:"remaining"`
+	// RemainingMax is the largest |Δ| that is left, on the taps that failed.
+	RemainingMax float64 `json:"remaining_max"`
+	// Equals lists other explanations that this input cannot tell apart.
+	Equals []string `json:"equals,omitempty"`
+	// From says what the diagnosis rests on.
+	From string `json:"from"`
+}
+
+// ID is the explanation as one word: ID, ID+ID, or none.
+func (d *Diagnosis) ID() string {
+	if d == nil || len(d.Faults) == 0 {
+		return "none"
+	}
+	return strings.Join(d.Faults, "+")
+}
+
+// hypothesis is one fault, or two together, as a model.
+type hypothesis struct {
+	faults []faults.Fault
+	model  reference.Model[float64]
+}
+
+func (h hypothesis) ids() []string {
+	ids := make([]string, len(h.faults))
+	for i, f := range h.faults {
+		ids[i] = f.ID
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// fit says how well a hypothesis explains a subject.
+type fit struct {
+	ids    []string
+	ratio  float64 // largest error ÷ bound that is left
+	rms    float64 // typical error ÷ bound that is left; ranks those that fit
+	maxAbs float64
+}
+
+func (f fit) explains() bool { return f.ratio <= 1 }
+
+// hypotheses builds the model of every fault that a plain forward pass shows.
+func (j *judging) hypotheses() []hypothesis {
+	var list []hypothesis
+	for _, f := range j.options.Catalogue {
+		if !f.Cached {
+			list = append(list, hypothesis{[]faults.Fault{f}, faults.Apply(f, j.model)})
+		}
+	}
+	return list
+}
+
+// and applies a second hypothesis' fault on top.
+func (h hypothesis) and(g hypothesis) hypothesis {
+	return hypothesis{append(slices.Clone(h.faults), g.faults...), faults.Apply(g.faults[0], h.model)}
+}
+
+// diagnose looks for the fault, or the pair of faults, under which the subject
+// would pass. A pair is named only if no single fault will do.
+func (j *judging) diagnose(v *Verdict) (*Diagnosis, error) {
+	sharp := sharpFailures(v)
+	if len(sharp) > 0 {
+		return j.diagnoseStages(sharp)
+	}
+	return j.diagnoseRuns(v)
+}
+
+// sharpFailures lists the taps that failed from the subject's own taps, in
+// execution order.
+func sharpFailures(v *Verdict) []string {
+	var names []string
+	for _, f := range v.Findings {
+		if f.Verdict == Fail && f.Method != FreeRunning && !slices.Contains(names, f.Tap) {
+			names = append(names, f.Tap)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(tapOrder(a), tapOrder(b)) })
+	return names
+}
+
+// diagnoseStages works from the subject's taps: the faulty stage, applied to the
+// subject's own inputs, must give the subject's own output, at every tap that
+// failed and at every one that did not.
+func (j *judging) diagnoseStages(failed []string) (*Diagnosis, error) {
+	singles := j.hypotheses()
+	spreads, err := j.spanSpreads()
+	if err != nil {
+		return nil, err
+	}
+	first := j.fitAll(singles, failed[:1], spreads)
+	var fits []fit
+	for i, h := range singles {
+		if first[i].explains() {
+			fits = append(fits, j.fitWhole(h, failed, spreads))
+		}
+	}
+	if d := bestOf(fits, "taps"); d != nil {
+		return d, j.ctx.Err()
+	}
+	fits = nil
+	for _, h := range j.pairsFor(singles, first, failed, spreads) {
+		fits = append(fits, j.fitWhole(h, failed, spreads))
+	}
+	if d := bestOf(fits, "taps"); d != nil {
+		return d, j.ctx.Err()
+	}
+	return &Diagnosis{From: "taps", Remaining: math.Inf(1)}, j.ctx.Err()
+}
+
+// pairsFor proposes pairs. If some faults explain the first failing tap alone, a
+// second one must do something at the first failing tap that they leave
+// unexplained; otherwise both must act on the first.
+func (j *judging) pairsFor(singles []hypothesis, first []fit, failed []string, spreads map[string]spread) []hypothesis {
+	var pairs []hypothesis
+	for i, h := range singles {
+		if !first[i].explains() {
+			continue
+		}
+		for _, name := range failed[1:] {
+			if j.fit(h, []string{name}, spreads).explains() {
+				continue
+			}
+			for _, g := range singles {
+				if j.acts(g, name) {
+					pairs = append(pairs, h.and(g))
+				}
+			}
+			break
+		}
+	}
+	if len(pairs) > 0 {
+		return pairs
+	}
+	var active []hypothesis
+	for _, h := range singles {
+		if j.acts(h, failed[0]) {
+			active = append(active, h)
+		}
+	}
+	for i, h := range active {
+		for _, g := range active[i+1:] {
+			pairs = append(pairs, h.and(g))
+		}
+	}
+	fits := j.fitAll(pairs, failed[:1], spreads)
+	var kept []hypothesis
+	for i, h := range pairs {
+		if fits[i].explains() {
+			kept = append(kept, h)
+		}
+	}
+	return kept
+}
+
+// acts reports whether a fault changes what a tap should be, given the subject's
+// own inputs.
+func (j *judging) acts(h hypothesis, name string) bool {
+	e := known(newEvaluation(j.ctx, &h.model, j.tokens), j.subject)
+	if taps.Integer(name) {
+		layer, _ := taps.Split(name)
+		gate := taps.Block(layer, taps.GateLogits)
+		l := h.model.Layer(j.ctx, layer)
+		right := j.model.Stages.Choose(l, j.own.compute(gate))
+		return !slices.Equal(right, h.model.Stages.Choose(l, e.compute(gate)))
+	}
+	return !slices.Equal(j.own.compute(name), e.compute(name))
+}
+
+// fitWhole measures a hypothesis on the taps that failed, and then demands that
+// it leaves those that passed within their bounds.
+func (j *judging) fitWhole(h hypothesis, failed []string, spreads map[string]spread) fit {
+	f := j.fit(h, failed, spreads)
+	if !f.explains() {
+		return f
+	}
+	var others []string
+	for _, name := range j.subject.names {
+		if !slices.Contains(failed, name) && (j.direct(name) || j.fromSubject(name)) {
+			others = append(others, name)
+		}
+	}
+	f.ratio = max(f.ratio, j.fit(h, others, spreads).ratio)
+	return f
+}
+
+// fitAll measures many hypotheses, on all cores.
+func (j *judging) fitAll(list []hypothesis, names []string, spreads map[string]spread) []fit {
+	fits := make([]fit, len(list))
+	parallel(len(list), func(i int) { fits[i] = j.fit(list[i], names, spreads) })
+	return fits
+}
+
+// fit measures how far a hypothesis is from the subject at some taps, judged
+// from the subject's own taps.
+func (j *judging) fit(h hypothesis, names []string, spreads map[string]spread) fit {
+	result := fit{ids: h.ids()}
+	e := known(newEvaluation(j.ctx, &h.model, j.tokens), j.subject)
+	var squares, count float64
+	for _, name := range names {
+		if j.ctx.Err() != nil || result.ratio > 1 {
+			result.ratio = math.Inf(1)
+			return result
+		}
+		if taps.Integer(name) {
+			result.ratio = max(result.ratio, j.routingRatio(h, e, name))
+			continue
+		}
+		want, got := e.compute(name), j.subject.reals[name]
+		f := j.finding(name, Isolated)
+		if s, isSpan := spreads[name]; isSpan {
+			_, unresolved := j.reach(name)
+			f.withinSpread(j.shape(name), got, want, s, len(unresolved) > 0)
+		} else {
+			f.against(j.shape(name), got, want, j.bound(e, name, want))
+		}
+		result.ratio = max(result.ratio, f.Ratio)
+		for i, g := range got {
+			d := math.Abs(g - want[i])
+			result.maxAbs = max(result.maxAbs, d)
+			squares += d * d
+			count++
+		}
+	}
+	result.rms = math.Sqrt(squares / max(count, 1))
+	return result
+}
+
+// routingRatio judges a layer's tapped experts under a hypothesis: what its
+// router would choose from the subject's own input.
+func (j *judging) routingRatio(h hypothesis, e *evaluation[float64], name string) float64 {
+	layer, _ := taps.Split(name)
+	gate := taps.Block(layer, taps.GateLogits)
+	logits := e.compute(gate)
+	allowed, err := j.gateErrors(gate)
+	if err != nil {
+		return math.Inf(1)
+	}
+	c := h.model.Weights.Config
+	chosen := h.model.Stages.Choose(h.model.Layer(j.ctx, layer), logits)
+	if len(chosen) != len(j.subject.integers[name]) {
+		return math.Inf(1)
+	}
+	k, worst := c.ExpertsPerToken, 0.0
+	for t := range len(chosen) / k {
+		picked := j.subject.integers[name][t*k:][:k]
+		if sameSet(picked, chosen[t*k:][:k]) {
+			continue
+		}
+		flip := worstChoice(logits[t*c.Experts:][:c.Experts], allowed[t*c.Experts:][:c.Experts], picked)
+		worst = max(worst, errorRatio(max(flip.Margin, 0), 0, flip.Allowed))
+	}
+	return worst
+}
+
+// spanSpreads measures the right model's spread at the taps that no derived
+// bound covers.
+func (j *judging) spanSpreads() (map[string]spread, error) {
+	want := map[string][]float64{}
+	for _, name := range j.subject.names {
+		if !taps.Integer(name) && !j.direct(name) && j.fromSubject(name) {
+			want[name] = j.own.compute(name)
+		}
+	}
+	if len(want) == 0 {
+		return nil, nil
+	}
+	return spreadsOf(j.ctx, j.model.Weights, j.tokens, j.subject, j.subject, j.options.Samples, want, nil)
+}
+
+// bestOf names the best of the explanations that fit, and those that fit as well.
+func bestOf(fits []fit, from string) *Diagnosis {
+	fits = slices.DeleteFunc(fits, func(f fit) bool { return !f.explains() })
+	if len(fits) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(fits, func(a, b fit) int { return cmp.Compare(a.rms, b.rms) })
+	best := fits[0]
+	d := &Diagnosis{Faults: best.ids, Remaining: best.ratio, RemainingMax: best.maxAbs, From: from}
+	for _, f := range fits[1:] {
+		if id := strings.Join(f.ids, "+"); f.rms <= equalWithin*best.rms && id != d.ID() && !slices.Contains(d.Equals, id) {
+			d.Equals = append(d.Equals, id)
+		}
+	}
+	return d
+}
+
+// equalWithin is how much worse an explanation may fit and still count as one
+// that the input can't tell apart from the best: rounding alone leaves two runs
+// of the same model at errors that differ by less than this.
+const equalWithin = 1.25
+
+// diagnoseRuns works from whole runs, when the subject tapped nothing between
+// the tokens and its output: every fault's float64 run is compared with it.
+func (j *judging) diagnoseRuns(v *Verdict) (*Diagnosis, error) {
+	name := taps.Logits
+	if _, ok := j.subject.reals[name]; !ok {
+		name = v.FirstDivergence
+	}
+	from := "whole runs, by " + name + " alone"
+	if taps.Integer(name) {
+		return &Diagnosis{From: from, Remaining: math.Inf(1)}, nil
+	}
+	singles := j.hypotheses()
+	fits := j.fitRuns(singles, name, len(j.tokens))
+	if d := bestOf(slices.Clone(fits), from); d != nil {
+		return d, j.ctx.Err()
+	}
+	survivors := j.screenPairs(singles, name)
+	if d := bestOf(j.fitRuns(survivors, name, len(j.tokens)), from); d != nil {
+		return d, j.ctx.Err()
+	}
+	return &Diagnosis{From: from, Remaining: math.Inf(1)}, j.ctx.Err()
+}
+
+// fitRuns runs hypotheses on the first tokens and compares one tap.
+func (j *judging) fitRuns(list []hypothesis, name string, tokens int) []fit {
+	fits := make([]fit, len(list))
+	parallel(len(list), func(i int) {
+		fits[i] = fit{ids: list[i].ids(), ratio: math.Inf(1), rms: math.Inf(1)}
+		if j.ctx.Err() != nil {
+			return
+		}
+		e := newEvaluation(j.ctx, &list[i].model, j.tokens[:tokens])
+		if routing, complete := j.subject.routing(j.model.Weights.Config); complete && tokens == len(j.tokens) {
+			for layer, indices := range routing {
+				e.integers[taps.Block(layer, taps.ExpertIndices)] = indices
+			}
+		}
+		want := e.real(name)
+		got := j.subject.reals[name][:len(want)]
+		shape := slices.Clone(j.shape(name))
+		shape[0] = tokens
+		f := j.finding(name, FreeRunning)
+		s := j.spreads[name]
+		f.withinSpread(shape, got, want, s.head(tokens), j.loose)
+		fits[i].ratio = f.Ratio
+		fits[i].maxAbs = math.Abs(f.Worst.Got - f.Worst.Want)
+		fits[i].rms = median(rowErrorsOf(got, want, tokens).rms)
+	})
+	return fits
+}
+
+// head is the spread of the first rows.
+func (s spread) head(rows int) spread {
+	return spread{rms: s.rms[:rows], max: s.max[:rows], quantiles: s.quantiles}
+}
+
+// screenPairs runs every pair on ever more tokens and keeps those that can still
+// explain the subject. The model is causal, so a prefix of the tokens gives a
+// prefix of the rows, and most pairs are out after a few.
+func (j *judging) screenPairs(singles []hypothesis, name string) []hypothesis {
+	var pairs []hypothesis
+	for i, h := range singles {
+		for _, g := range singles[i+1:] {
+			pairs = append(pairs, h.and(g))
+		}
+	}
+	for tokens := min(4, len(j.tokens)); ; tokens = min(4*tokens, len(j.tokens)) {
+		fits := j.fitRuns(pairs, name, tokens)
+		pairs = survivors(pairs, fits, j.loose)
+		if tokens == len(j.tokens) || j.ctx.Err() != nil {
+			return pairs
+		}
+	}
+}
+
+// pairsKept is how many pairs stay in the race where rounding makes single rows
+// incomparable, and only a ranking is possible: some times the catalogue's size,
+// since all pairs of the right fault with one that does not act yet are level.
+const pairsKept = 400
+
+func survivors(pairs []hypothesis, fits []fit, loose bool) []hypothesis {
+	order := make([]int, 0, len(pairs))
+	for i, f := range fits {
+		if loose || f.explains() {
+			order = append(order, i)
+		}
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(fits[a].rms, fits[b].rms) })
+	kept := make([]hypothesis, 0, len(order))
+	for _, i := range order[:min(len(order), pairsKept)] {
+		kept = append(kept, pairs[i])
+	}
+	return kept
+}
+
+// parallel calls body(0) … body(n-1) on all cores.
+func parallel(n int, body func(i int)) {
+	next := make(chan int)
+	var wg sync.WaitGroup
+	for range min(n, runtime.GOMAXPROCS(0)) {
+		wg.Go(func() {
+			for i := range next {
+				body(i)
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+}
+
+// weighHypotheses compares a subject that tapped only its logits with every
+// fault's truth, where single rows can't decide.
+//
+// The subject's error, projected on the difference that a fault makes, is 0 for
+// a right implementation and 1 for one with that fault, whatever else rounding
+// does: row by row, then the median weighted by how much the fault changes the
+// row. The same projection of the perturbed runs says how much of it is chance.
+// If that is large, the fault is indistinguishable from logits alone.
+func (j *judging) weighHypotheses(v *Verdict) error {
+	logits, ok := j.subject.reals[taps.Logits]
+	if !ok || len(j.subject.names) > 1 || v.Word == Fail || len(j.options.Catalogue) == 0 {
+		return nil
+	}
+	truth := j.truth.real(taps.Logits)
+	rows := len(j.tokens)
+	list := j.hypotheses()
+	shares := make([]float64, len(list))
+	noise := make([]float64, len(list))
+	parallel(len(list), func(i int) {
+		if j.ctx.Err() != nil {
+			return
+		}
+		other := newEvaluation(j.ctx, &list[i].model, j.tokens).real(taps.Logits)
+		shares[i] = projection(logits, truth, other, rows)
+		for _, s := range j.sampleLogits {
+			noise[i] = max(noise[i], math.Abs(projection(s, truth, other, rows)))
+		}
+	})
+	for i, h := range list {
+		id := h.faults[0].ID
+		switch {
+		case noise[i] > noiseAllowed || math.IsNaN(shares[i]):
+			v.Indistinguish = append(v.Indistinguish, id)
+		case shares[i] > 0.5:
+			v.Word = Fail
+			v.FirstDivergence = taps.Logits
+			v.Reason = fmt.Sprintf("the logits are closer to a model with %s than to the right one (%.2f of its difference, chance gives %.2f)", id, shares[i], noise[i])
+		}
+	}
+	if v.Word == Pass && len(v.Indistinguish) > 0 {
+		v.Word = Partial
+		v.Reason = fmt.Sprintf("right as far as logits tell; %d faults are below the noise of this precision on this input (taps settle it)", len(v.Indistinguish))
+	}
+	return j.ctx.Err()
+}
+
+// noiseAllowed is how much of a fault's difference perturbed runs may show by
+// chance for the fault to be distinguishable. The verdict falls at a half, so
+// this leaves a factor of two on either side.
+const noiseAllowed = 0.25
+
+// projection is the share of a fault's difference that a subject shows: the
+// weighted median over rows of <got − truth, other − truth> ÷ |other − truth|².
+// NaN if the fault changes nothing.
+func projection(got, truth, other []float64, rows int) float64 {
+	type row struct{ share, weight float64 }
+	width := len(truth) / rows
+	list := make([]row, 0, rows)
+	total := 0.0
+	for r := range rows {
+		var dot, size float64
+		for i := r * width; i < (r+1)*width; i++ {
+			d := other[i] - truth[i]
+			dot += (got[i] - truth[i]) * d
+			size += d * d
+		}
+		if size > 0 {
+			list = append(list, row{dot / size, size})
+			total += size
+		}
+	}
+	slices.SortFunc(list, func(a, b row) int { return cmp.Compare(a.share, b.share) })
+	passed := 0.0
+	for _, r := range list {
+		passed += r.weight
+		if passed >= total/2 {
+			return r.share
+		}
+	}
+	return math.NaN()
+}
