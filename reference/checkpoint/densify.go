@@ -1,0 +1,42 @@
+package checkpoint
+
+import "slices"
+
+// Densify returns a model whose matrices are decoded to float32 in memory, if
+// all of them together take at most maxBytes, else the model itself. It is
+// worth it for small models that run often. The result takes the place of m:
+// close one of the two.
+func (m *Model) Densify(maxBytes int64) *Model {
+	var total int64
+	for _, t := range m.canonical() {
+		rows, cols := t.matrix.Dims()
+		total += 4 * int64(rows) * int64(cols)
+	}
+	if total > maxBytes {
+		return m
+	}
+	d := *m
+	d.Embedding, d.Unembedding = decode(m.Embedding), decode(m.Unembedding)
+	d.Blocks = slices.Clone(m.Blocks)
+	for i := range d.Blocks {
+		b := &d.Blocks[i]
+		b.QKV, b.Out, b.Gate = decode(b.QKV), decode(b.Out), decode(b.Gate)
+		b.MLP1, b.MLP2 = decodeAll(b.MLP1), decodeAll(b.MLP2)
+	}
+	return &d
+}
+
+func decode(m Matrix) Matrix {
+	rows, cols := m.Dims()
+	d := Dense{rows, cols, make([]float32, rows*cols)}
+	m.Rows(d.Data, 0, rows)
+	return d
+}
+
+func decodeAll(all []Matrix) []Matrix {
+	out := make([]Matrix, len(all))
+	for i, m := range all {
+		out[i] = decode(m)
+	}
+	return out
+}

@@ -1,0 +1,143 @@
+package checkpoint
+
+import (
+	"encoding/binary"
+	"math"
+	"math/bits"
+)
+
+// Canonical encodings of values, the same whatever layout they came from.
+
+// isBF16 reports whether every value is a bfloat16.
+func isBF16(values []float32) bool {
+	var low uint32
+	for _, v := range values {
+		low |= math.Float32bits(v)
+	}
+	return low<<16 == 0
+}
+
+// putBF16 stores values that are bfloat16.
+func putBF16(dst []byte, values []float32) {
+	for i, v := range values {
+		binary.LittleEndian.PutUint16(dst[2*i:], uint16(math.Float32bits(v)>>16))
+	}
+}
+
+// encodeMXFP4 encodes a group of 32 values canonically, or reports that MXFP4
+// can't hold them. Canonical is, of several encodings of
+// the same values the one whose largest code is 4 or 6, or that has scale 0;
+// 32 zeros have scale 0. Signs of zeros are kept.
+func encodeMXFP4(block *[groupBytes]byte, values *[groupValues]float32) (scale byte, ok bool) {
+	var largest uint32 // of the magnitudes' bits, which are ordered like the magnitudes
+	for _, v := range values {
+		largest = max(largest, math.Float32bits(v)&^signBit)
+	}
+	scale, ok = canonicalScale(largest)
+	if !ok {
+		return 0, false
+	}
+	for i := range block {
+		low, okLow := codeOf(math.Float32bits(values[2*i]), scale)
+		high, okHigh := codeOf(math.Float32bits(values[2*i+1]), scale)
+		if !okLow || !okHigh {
+			return 0, false
+		}
+		block[i] = low | high<<4
+	}
+	return scale, true
+}
+
+const signBit = 1 << 31
+
+// canonicalScale returns the scale byte at which the largest magnitude of a
+// group, given by its bits, has code 4 or 6.
+func canonicalScale(largest uint32) (byte, bool) {
+	if largest == 0 {
+		return 0, true
+	}
+	exponent, _, ok := split12(largest)
+	if !ok {
+		return 0, false
+	}
+	// 4 = 1·2^2 and 6 = 1.5·2^2: the value is 2^exponent·(1 or 1.5).
+	scale := exponent - 2 + scaleBias
+	if scale > 252 { // 6·2^(253−127) overflows
+		return 0, false
+	}
+	return byte(max(scale, 0)), true
+}
+
+// split12 takes a positive finite float32 apart as 2^exponent·1 (half false) or
+// 2^exponent·1.5 (half true), if it is one.
+func split12(b uint32) (exponent int, half, ok bool) {
+	mantissa := b & 0x7fffff
+	e := int(b >> 23)
+	if e == 0xff {
+		return 0, false, false
+	}
+	if e == 0 { // subnormal: value = mantissa·2^-149
+		top := bits.Len32(mantissa) - 1
+		rest := mantissa &^ (1 << top)
+		if rest == 0 {
+			return top - 149, false, true
+		}
+		return top - 149, true, top > 0 && rest == 1<<(top-1)
+	}
+	switch mantissa {
+	case 0:
+		return e - 127, false, true
+	case 0x400000:
+		return e - 127, true, true
+	}
+	return 0, false, false
+}
+
+// codeOf returns the code of a value at a scale, or false if there is none.
+func codeOf(b uint32, scale byte) (byte, bool) {
+	sign := byte(b >> 31 << 3)
+	b &^= signBit
+	if b == 0 {
+		return sign, true
+	}
+	if scale >= 2 {
+		// All eight magnitudes are normal floats then, and bit 22 is what tells
+		// 1.5 from 1. Counted from 2^-1, the ninth-highest bits are 0 for code
+		// 1, there is none for 1, and they equal the code from 2 on.
+		code := b>>22 - 2*(uint32(scale)-1)
+		if b&0x3fffff != 0 || code > 7 || code == 1 {
+			return 0, false
+		}
+		return sign | byte(max(code, 1)), true
+	}
+	exponent, half, ok := split12(b)
+	// Codes 1 to 7 are 2^-1·1, 2^0·1, 2^0·1.5, 2^1·1, 2^1·1.5, 2^2·1, 2^2·1.5.
+	power := exponent - (int(scale) - scaleBias)
+	if !ok || power < -1 || power > 2 || power == -1 && half {
+		return 0, false
+	}
+	code := byte(2*power + 2)
+	if power == -1 {
+		code = 1
+	}
+	if half {
+		code++
+	}
+	return sign | code, true
+}
+
+// canonicalMXFP4 does to an encoded group what decoding and [encodeMXFP4] would.
+// It reports groups that overflow.
+func canonicalMXFP4(block *[groupBytes]byte, scale byte) (byte, bool) {
+	low := binary.LittleEndian.Uint64(block[:8])
+	high := binary.LittleEndian.Uint64(block[8:])
+	// A code of 4 or 6 has the two bits 2 and 1 of its nibble set.
+	if both := (low & (low << 1)) | (high & (high << 1)); both&0x4444444444444444 != 0 && scale <= 252 {
+		return scale, true
+	}
+	var values [groupValues]float32
+	for i, b := range block {
+		values[2*i], values[2*i+1] = mxfp4[scale][b&15], mxfp4[scale][b>>4]
+	}
+	return encodeMXFP4(block, &values)
+}
