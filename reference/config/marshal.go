@@ -124,7 +124,7 @@ func (c Config) MarshalHuggingFace(mxfp4 bool) ([]byte, error) {
 		Architectures: []string{"GptOssForCausalLM"}, AttentionBias: true, HeadDim: c.HeadDim, Activation: "silu",
 		Hidden: c.HiddenSize, Intermediate: c.IntermediateSize,
 		// The longest context that the scaled frequencies are meant for.
-		MaxPositions: int(float64(c.InitialContextLength) * c.RopeScalingFactor),
+		MaxPositions: int(min(float64(c.InitialContextLength)*c.RopeScalingFactor, maxContext)),
 		ModelType:    "gpt_oss", Heads: c.Heads, ExpertsPerToken: c.ExpertsPerToken, Layers: c.Layers,
 		KVHeads: c.KVHeads, Experts: c.Experts, Epsilon: c.NormEpsilon,
 		Rope:  ropeFile{c.RopeNTKBeta, c.RopeNTKAlpha, c.RopeScalingFactor, c.InitialContextLength, "yarn", c.RopeTruncate},

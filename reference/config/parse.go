@@ -159,7 +159,10 @@ func parseHuggingFace(o *object) (Config, error) {
 	}
 
 	types := o.strings("layer_types")
-	if o.err == nil && len(types) != c.Layers {
+	if o.err != nil {
+		return c, o.err
+	}
+	if len(types) != c.Layers {
 		return c, fmt.Errorf("layer_types has %d elements, but num_hidden_layers is %d", len(types), c.Layers)
 	}
 	for i, kind := range types {
