@@ -107,68 +107,87 @@ func Decode(s *Scope, w MXFP4, expert Value) Value {
 // once and applies them to its tokens.
 func PackedExperts(l Layer, x, indices Value) ExpertsOutput {
 	c := l.Config
-	tokens, k := x.shape[0], c.ExpertsPerToken
+	debug := l.Wants(taps.Prelinear)
+	widths := []int{c.HiddenSize}
+	if debug {
+		widths = append(widths, 2*c.IntermediateSize, c.IntermediateSize)
+	}
+	results := EachExpert(l, indices, widths, func(l Layer, expert, slots Value) []Value {
+		input := l.Gather(x, 0, l.Div(slots, l.Int64(c.ExpertsPerToken)))
+		prelinear := PackedLinear(l, input, l.Weights.MLP1Packed, l.Weights.MLP1Bias, expert)
+		activated := l.Stages.Activate(l, prelinear)
+		outputs := PackedLinear(l, activated, l.Weights.MLP2Packed, l.Weights.MLP2Bias, expert)
+		return []Value{outputs, prelinear, activated}[:len(widths)]
+	})
+	if debug {
+		return ExpertsOutput{Outputs: results[0], Prelinear: results[1], Activated: results[2]}
+	}
+	return ExpertsOutput{Outputs: results[0]}
+}
+
+// PackedLinear applies one expert's packed layer to x [rows, in].
+func PackedLinear(l Layer, x Value, w MXFP4, bias, expert Value) Value {
+	return ExpertLinear(l, x, l.Stages.Decode(l.Scope, w, expert), l.Gather(bias, 0, expert))
+}
+
+// EachExpert loops over the experts that indices [tokens, k] name. The body is
+// given an expert (an int64 scalar) and the slots that chose it (an int64 vector;
+// slot s is expert s mod k of token s div k), and returns rows of the given
+// widths for those slots. The results are [tokens, k, width] each.
+func EachExpert(l Layer, indices Value, widths []int, body func(l Layer, expert, slots Value) []Value) []Value {
+	tokens, k := indices.shape[0], l.Config.ExpertsPerToken
 	slots := Symbol("slots")
 	if tokens.Symbol == "" {
 		slots = N(tokens.Size * k)
 	}
 	flat := l.Reshape(indices, slots)
 	active := l.Unique(flat, Symbol("active_experts"))
-	trips := l.Squeeze(l.SizeOf(active, 0), 0)
-
-	debug := l.Wants(taps.Prelinear)
-	widths := []int{c.HiddenSize}
-	if debug {
-		widths = append(widths, 2*c.IntermediateSize, c.IntermediateSize)
-	}
 	states := make([]Value, len(widths))
 	for i, width := range widths {
 		shape := l.Concat(0, N(2), l.SizeOf(flat, 0), l.Int64s(width))
 		states[i] = l.Zeros(shape, Shape{slots, N(width)})
 	}
-	states = l.Loop("each_expert", trips, states, func(s *Scope, iteration Value, states []Value) []Value {
+	states = l.Loop("each_expert", l.Squeeze(l.SizeOf(active, 0), 0), states, func(s *Scope, iteration Value, states []Value) []Value {
 		l := l.In(s)
 		expert := l.Gather(active, 0, iteration)
-		rows := l.Nonzero(l.Equal(flat, expert), Symbol(l.path+".rows"))
-		input := l.Gather(x, 0, l.Div(rows, l.Int64(k)))
-		prelinear := ExpertLinear(l, input, l.Stages.Decode(s, l.Weights.MLP1Packed, expert), l.Gather(l.Weights.MLP1Bias, 0, expert))
-		activated := l.Stages.Activate(l, prelinear)
-		outputs := ExpertLinear(l, activated, l.Stages.Decode(s, l.Weights.MLP2Packed, expert), l.Gather(l.Weights.MLP2Bias, 0, expert))
-		next := []Value{l.ScatterRows(states[0], rows, outputs)}
-		if debug {
-			next = append(next, l.ScatterRows(states[1], rows, prelinear), l.ScatterRows(states[2], rows, activated))
+		chosen := l.Nonzero(l.Equal(flat, expert), Symbol(l.path+".slots"))
+		next := make([]Value, len(states))
+		for i, rows := range body(l, expert, chosen) {
+			next[i] = l.ScatterRows(states[i], chosen, rows)
 		}
 		return next
 	})
-	bySlot := func(v Value, width int) Value { return l.Reshape(v, tokens, N(k), N(width)) }
-	out := ExpertsOutput{Outputs: bySlot(states[0], widths[0])}
-	if debug {
-		out.Prelinear, out.Activated = bySlot(states[1], widths[1]), bySlot(states[2], widths[2])
+	for i, width := range widths {
+		states[i] = l.Reshape(states[i], tokens, N(k), N(width))
 	}
-	return out
+	return states
 }
 
 // DenseExperts runs all experts on all tokens and picks the chosen ones. That is
 // experts/k times the work, without Loop: for small models, and for runtimes
 // that have no control flow.
 func DenseExperts(l Layer, x, indices Value) ExpertsOutput {
-	c := l.Config
-	tokens := x.shape[0]
-	// weight [experts, out, in] by x [experts or 1, tokens, in], as [experts, tokens, out].
-	linear := func(x, weight, bias Value) Value {
-		product := l.Transpose(l.MatMul(Widen(l.Scope, weight), l.Transpose(x, 0, 2, 1)), 0, 2, 1)
-		return l.Round(l.Add(l.Round(product), l.Unsqueeze(bias, 1)))
-	}
-	pick := func(v Value) Value { return l.GatherBatched(l.Transpose(v, 1, 0, 2), indices) }
-
-	prelinear := linear(l.Reshape(x, N(1), tokens, N(c.HiddenSize)), l.Weights.MLP1, l.Weights.MLP1Bias)
+	prelinear := DenseLinear(l, l.Unsqueeze(x, 0), l.Weights.MLP1, l.Weights.MLP1Bias)
 	activated := l.Stages.Activate(l, prelinear)
-	outputs := linear(activated, l.Weights.MLP2, l.Weights.MLP2Bias)
-	out := ExpertsOutput{Outputs: pick(outputs)}
+	out := ExpertsOutput{Outputs: ChosenExperts(l, DenseLinear(l, activated, l.Weights.MLP2, l.Weights.MLP2Bias), indices)}
 	if l.Wants(taps.Prelinear) {
-		out.Prelinear, out.Activated = pick(prelinear), pick(activated)
+		out.Prelinear, out.Activated = ChosenExperts(l, prelinear, indices), ChosenExperts(l, activated, indices)
 	}
 	return out
+}
+
+// DenseLinear applies the layers of all experts, weight [experts, out, in] and
+// bias [experts, out], to x [experts or 1, tokens, in]: [experts, tokens, out].
+// The weights stay as they are stored; the smaller tensors are transposed.
+func DenseLinear(l Layer, x, weight, bias Value) Value {
+	product := l.Transpose(l.MatMul(Widen(l.Scope, weight), l.Transpose(x, 0, 2, 1)), 0, 2, 1)
+	return l.Round(l.Add(l.Round(product), l.Unsqueeze(bias, 1)))
+}
+
+// ChosenExperts picks from x [experts, tokens, width] what each token chose by
+// indices [tokens, k]: [tokens, k, width].
+func ChosenExperts(l Layer, x, indices Value) Value {
+	return l.GatherBatched(l.Transpose(x, 1, 0, 2), indices)
 }
 
 // Fuse adds up the outputs [tokens, k, hidden] of a token's experts, weighted by

@@ -98,15 +98,19 @@ func Export(ctx context.Context, m *checkpoint.Model, path string, o Options) er
 	if err != nil {
 		return err
 	}
-	dataName := filepath.Base(path) + ".data"
-	total := g.layOut(dataName)
-	message := g.Message("gpt-oss")
+	message := g.layOut(dataName(path))
 	describe(message, m, o, digest)
+	return write(ctx, g, message, path, o)
+}
+
+func dataName(path string) string { return filepath.Base(path) + ".data" }
+
+// write puts the graph and its weights under temporary names and renames them.
+func write(ctx context.Context, g *Graph, message *onnxpb.ModelProto, path string, o Options) error {
 	graphBytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(message)
 	if err != nil {
 		return err
 	}
-
 	// A directory, because the graph names its data file: both must have their own
 	// names to be loaded for validation.
 	work, err := os.MkdirTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
@@ -114,12 +118,12 @@ func Export(ctx context.Context, m *checkpoint.Model, path string, o Options) er
 		return err
 	}
 	defer os.RemoveAll(work)
-	graphFile, dataFile := filepath.Join(work, filepath.Base(path)), filepath.Join(work, dataName)
+	graphFile, dataFile := filepath.Join(work, filepath.Base(path)), filepath.Join(work, dataName(path))
 	if err := os.WriteFile(graphFile, graphBytes, 0o666); err != nil {
 		return err
 	}
 	var progress func(int64)
-	if o.Progress != nil {
+	if total := g.dataSize; o.Progress != nil {
 		progress = func(written int64) { o.Progress(written, total) }
 	}
 	if err := writeFile(dataFile, func(w *os.File) error { return g.writeData(ctx, w, progress) }); err != nil {

@@ -21,3 +21,11 @@ func Choose(l Layer, logits Value) (indices, chosen Value) {
 func Weigh(l Layer, logits, indices, chosen Value) Value {
 	return l.Round(l.Scope.Softmax(chosen))
 }
+
+// DenseGateWeights spreads the weights [tokens, k] over all experts: [tokens,
+// experts], zero where an expert is not chosen.
+func DenseGateWeights(l Layer, indices, weights Value) Value {
+	tokens := weights.shape[0]
+	shape := l.Concat(0, N(2), l.SizeOf(weights, 0), l.Int64s(l.Config.Experts))
+	return l.ScatterElements(l.Zeros(shape, Shape{tokens, N(l.Config.Experts)}), indices, weights)
+}

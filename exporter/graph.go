@@ -125,6 +125,7 @@ type Graph struct {
 	functions    []*function
 	opsets       map[string]int64
 	irVersion    int64
+	dataSize     int64 // bytes of the data file
 	err          error
 }
 
@@ -821,9 +822,9 @@ func (b *body) message(name string) *onnxpb.GraphProto {
 	return message
 }
 
-// Message returns the whole model. Weights that do not fit inside refer to the
+// message returns the whole model. Weights that do not fit inside refer to the
 // data file, by the offsets that layOut gave them.
-func (g *Graph) Message(name string) *onnxpb.ModelProto {
+func (g *Graph) message(name string) *onnxpb.ModelProto {
 	model := &onnxpb.ModelProto{
 		IrVersion: proto.Int64(g.irVersion),
 		Graph:     g.main.message(name),

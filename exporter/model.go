@@ -130,19 +130,25 @@ type model struct {
 	stages  Stages
 	wanted  map[string]bool
 	outputs map[string]Value
+	partial bool // weights that the checkpoint lacks are left out: a stage alone
 }
 
-// build makes the whole graph.
-func build(weights *checkpoint.Model, o Options) (*Graph, error) {
-	m := &model{
+func newModel(weights *checkpoint.Model, o Options) *model {
+	return &model{
 		graph:   NewGraph(opset, irVersion),
 		weights: weights,
 		config:  weights.Config,
 		options: o,
 		stages:  *o.Stages,
-		wanted:  map[string]bool{taps.Logits: true},
+		wanted:  map[string]bool{},
 		outputs: map[string]Value{},
 	}
+}
+
+// build makes the whole graph.
+func build(weights *checkpoint.Model, o Options) (*Graph, error) {
+	m := newModel(weights, o)
+	m.wanted[taps.Logits] = true
 	for _, name := range taps.All(m.config) {
 		if emitted(name, o) {
 			m.wanted[name] = true
@@ -228,10 +234,7 @@ func (m *model) forward() error {
 			common.visible[window] = m.stages.Visible(top.Sub(name), positions, positions, window)
 		}
 	}
-	if m.options.Experts == ExpertsPacked {
-		common.codes = CodeTable(top.Sub("mxfp4"))
-		common.powers = ScaleTable(top.Sub("mxfp4"))
-	}
+	m.decoding(&common)
 
 	table, err := m.matrix("embedding.weight", m.weights.Embedding)
 	if err != nil {
@@ -256,6 +259,14 @@ func (m *model) forward() error {
 	logits.Scope = top.Sub("unembedding")
 	top.Tap(taps.Logits, m.stages.Unembed(logits, x, table))
 	return g.Err()
+}
+
+// decoding adds the tables that packed experts are decoded with.
+func (m *model) decoding(common *shared) {
+	if m.options.Experts == ExpertsPacked {
+		s := m.layer(-1).Sub("mxfp4")
+		common.codes, common.powers = CodeTable(s), ScaleTable(s)
+	}
 }
 
 // block adds one transformer block to the stream x [tokens, hidden].
@@ -292,8 +303,7 @@ func (m *model) block(index int, x Value, common shared) (Value, error) {
 		l.Tap(taps.ExpertIndices, gating.Cast(indices, Int32))
 	}
 	if l.Wants(taps.DenseGateWeights) {
-		zeros := gating.Mul(logits, gating.Float(0))
-		l.Tap(taps.DenseGateWeights, gating.ScatterElements(zeros, indices, weights))
+		l.Tap(taps.DenseGateWeights, DenseGateWeights(gating, indices, weights))
 	}
 	experts := st.DenseExperts
 	if m.options.Experts == ExpertsPacked {
@@ -332,6 +342,9 @@ func (m *model) layerWeights(index int, common shared) (w LayerWeights, err erro
 	w.GateBias = m.vector(name("mlp.gate.bias"), b.GateBias)
 	experts := func(rest string, weights []checkpoint.Matrix) (packed MXFP4, dense Value) {
 		var e error
+		if m.partial && len(weights) == 0 {
+			return packed, dense
+		}
 		if m.options.Experts == ExpertsPacked {
 			packed, e = m.packed(name(rest), weights)
 			packed.Codes, packed.Powers = common.codes, common.powers

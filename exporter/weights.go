@@ -190,8 +190,8 @@ const (
 )
 
 // layOut gives every weight that does not fit inline its place in the data file
-// called location, in order of creation, and returns the file's size.
-func (g *Graph) layOut(location string) int64 {
+// called location, in order of creation, and returns the whole model.
+func (g *Graph) layOut(location string) *onnxpb.ModelProto {
 	var end int64
 	for _, w := range g.initializers {
 		size := w.source.Size()
@@ -206,7 +206,8 @@ func (g *Graph) layOut(location string) int64 {
 		w.location = location
 		end = w.offset + size
 	}
-	return end
+	g.dataSize = end
+	return g.message("gpt-oss")
 }
 
 // writeData streams the weights in the order of their offsets. It keeps no more
@@ -288,6 +289,9 @@ func storage(m checkpoint.Matrix) (Type, Source) {
 // matrix declares a weight [rows, cols].
 func (m *model) matrix(name string, weight checkpoint.Matrix) (Value, error) {
 	if weight == nil {
+		if m.partial {
+			return Value{}, nil
+		}
 		return Value{}, fmt.Errorf("%s: the checkpoint has no %s", m.weights.Source.Path, name)
 	}
 	typ, source := storage(weight)
@@ -297,11 +301,17 @@ func (m *model) matrix(name string, weight checkpoint.Matrix) (Value, error) {
 
 // vector declares a small weight as float32, which checkpoints widen exactly.
 func (m *model) vector(name string, values []float32) Value {
+	if m.partial && values == nil {
+		return Value{}
+	}
 	return m.graph.Weight(name, Float32, Ns(len(values)), float32Bytes(values))
 }
 
 // vectors declares one small weight for each expert, [experts, width].
 func (m *model) vectors(name string, values [][]float32) Value {
+	if m.partial && len(values) == 0 {
+		return Value{}
+	}
 	var parts Sources
 	for _, v := range values {
 		parts = append(parts, float32Bytes(v))

@@ -1,0 +1,517 @@
+// Package onnxruntime runs ONNX graphs of gpt-oss, ours and strangers', in ONNX
+// Runtime, and hands out their results under the registry's names.
+package onnxruntime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	ort "github.com/yalue/onnxruntime_go"
+
+	"github.com/gptoss-conformance/gptoss/conformance/backends/onnxruntime/library"
+	"github.com/gptoss-conformance/gptoss/reference/config"
+	"github.com/gptoss-conformance/gptoss/reference/taps"
+	"github.com/gptoss-conformance/gptoss/reference/tensor"
+)
+
+// environment loads the shared library once per process.
+var environment = sync.OnceValue(func() error {
+	path, err := library.Path()
+	if err != nil {
+		return err
+	}
+	ort.SetSharedLibraryPath(path)
+	if err := ort.InitializeEnvironment(ort.WithLogLevelError()); err != nil {
+		return fmt.Errorf("loading ONNX Runtime from %s: %w", path, err)
+	}
+	return nil
+})
+
+// Version returns the version of the runtime that is loaded.
+func Version() (string, error) {
+	if err := environment(); err != nil {
+		return "", err
+	}
+	return ort.GetVersion(), nil
+}
+
+// Names of inputs that can be filled in.
+const (
+	inputIDs      = "input_ids"
+	attentionMask = "attention_mask"
+	positionIDs   = "position_ids"
+)
+
+// Session is a graph that is loaded and ready to run. It is safe for concurrent
+// use.
+type Session struct {
+	path    string
+	session *ort.DynamicAdvancedSession
+	inputs  []input
+	outputs []output
+	fixed   int // tokens of every run, or 0 for any number
+	close   sync.Once
+}
+
+// input is an input of the graph and what it is fed with.
+type input struct {
+	ort.InputOutputInfo
+	role string
+}
+
+// output is an output of the graph that the registry knows.
+type output struct {
+	ort.InputOutputInfo
+	tap string
+}
+
+// Open loads a graph. It must have one input of token ids, int64 or int32, [T]
+// or [1, T], and an output called logits (or be its only output); outputs under
+// other names are not run. A graph of another form is an error that says what
+// it has.
+func Open(path string, o Options) (*Session, error) {
+	if info, err := os.Stat(path); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a file", path)
+	}
+	if err := environment(); err != nil {
+		return nil, err
+	}
+	settings, err := o.settings()
+	if err != nil {
+		return nil, err
+	}
+	defer settings.Destroy()
+	look, err := introspection()
+	if err != nil {
+		return nil, err
+	}
+	defer look.Destroy()
+	inputs, outputs, err := ort.GetInputOutputInfoWithOptions(path, look)
+	if err != nil {
+		return nil, fmt.Errorf("%s: ONNX Runtime does not load it: %s", path, oneLine(err))
+	}
+	s := &Session{path: path}
+	if err := s.recognize(inputs, outputs, o.Names); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	var in, out []string
+	for _, i := range s.inputs {
+		in = append(in, i.Name)
+	}
+	for _, o := range s.outputs {
+		out = append(out, o.Name)
+	}
+	s.session, err = ort.NewDynamicAdvancedSession(path, in, out, settings)
+	if err != nil {
+		return nil, fmt.Errorf("%s: ONNX Runtime does not load it: %s", path, oneLine(err))
+	}
+	return s, nil
+}
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+// recognize decides what every input is fed with and which outputs are run.
+func (s *Session) recognize(inputs, outputs []ort.InputOutputInfo, names map[string]string) error {
+	if len(inputs) == 0 {
+		return errors.New("the graph has no inputs: expected input_ids")
+	}
+	known := map[string]bool{}
+	for _, i := range inputs {
+		known[i.Name] = true
+	}
+	for _, o := range outputs {
+		known[o.Name] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		if !known[name] {
+			return fmt.Errorf("the graph has no input or output called %q: it has %s", name, list(inputs, outputs))
+		}
+	}
+	ours := func(name string) string {
+		if mapped, ok := names[name]; ok {
+			return mapped
+		}
+		return name
+	}
+
+	tokens := 0
+	for _, i := range inputs {
+		in := input{i, ours(i.Name)}
+		if len(inputs) == 1 {
+			in.role = inputIDs
+		}
+		switch in.role {
+		case inputIDs:
+			tokens++
+		case attentionMask, positionIDs:
+		default:
+			return fmt.Errorf("input %s is none of input_ids, attention_mask and position_ids: map it to one (the graph has %s)",
+				i.Name, list(inputs, outputs))
+		}
+		if err := s.accept(in); err != nil {
+			return err
+		}
+		s.inputs = append(s.inputs, in)
+	}
+	if tokens != 1 {
+		return fmt.Errorf("%d inputs are token ids, expected 1: map one to input_ids (the graph has %s)", tokens, list(inputs, outputs))
+	}
+
+	seen := map[string]bool{}
+	for _, o := range outputs {
+		tap := ours(o.Name)
+		if len(outputs) == 1 {
+			tap = taps.Logits
+		}
+		if _, ok := rank(tap); !ok {
+			continue
+		}
+		if o.OrtValueType != ort.ONNXTypeTensor {
+			return fmt.Errorf("output %s is not a tensor", o.Name)
+		}
+		if seen[tap] {
+			return fmt.Errorf("two outputs are %s", tap)
+		}
+		seen[tap] = true
+		s.outputs = append(s.outputs, output{o, tap})
+	}
+	if len(s.outputs) == 0 {
+		return fmt.Errorf("no output is one that can be judged: map one to logits (the graph has %s)", list(inputs, outputs))
+	}
+	return nil
+}
+
+// accept checks an input's type and shape, and learns the length if it is fixed.
+func (s *Session) accept(in input) error {
+	if in.OrtValueType != ort.ONNXTypeTensor ||
+		in.DataType != ort.TensorElementDataTypeInt64 && in.DataType != ort.TensorElementDataTypeInt32 {
+		return fmt.Errorf("input %s holds %s, expected int64 or int32", in.Name, typeName(in.InputOutputInfo))
+	}
+	dims := in.Dimensions
+	if len(dims) != 1 && len(dims) != 2 {
+		return fmt.Errorf("input %s has shape %v, expected [tokens] or [1, tokens]", in.Name, dims)
+	}
+	if len(dims) == 2 && dims[0] > 1 {
+		return fmt.Errorf("input %s is a batch of %d sequences: only one can be run", in.Name, dims[0])
+	}
+	length := dims[len(dims)-1]
+	switch {
+	case length == 0 || length > math.MaxInt32:
+		return fmt.Errorf("input %s has shape %v", in.Name, dims)
+	case length < 0:
+		return nil
+	case s.fixed != 0 && s.fixed != int(length):
+		return fmt.Errorf("inputs have different lengths, %d and %d", s.fixed, length)
+	}
+	s.fixed = int(length)
+	return nil
+}
+
+// list names the graph's inputs and outputs, for errors; long lists are cut.
+func list(inputs, outputs []ort.InputOutputInfo) string {
+	words := func(infos []ort.InputOutputInfo) string {
+		var names []string
+		for _, i := range infos[:min(len(infos), 8)] {
+			names = append(names, fmt.Sprintf("%s %s %v", i.Name, typeName(i), i.Dimensions))
+		}
+		if more := len(infos) - len(names); more > 0 {
+			names = append(names, fmt.Sprintf("and %d more", more))
+		}
+		return strings.Join(names, ", ")
+	}
+	return "inputs " + words(inputs) + "; outputs " + words(outputs)
+}
+
+func typeName(i ort.InputOutputInfo) string {
+	if i.OrtValueType != ort.ONNXTypeTensor {
+		return "no tensor"
+	}
+	return strings.ToLower(strings.TrimPrefix(i.DataType.String(), "ONNX_TENSOR_ELEMENT_DATA_TYPE_"))
+}
+
+// rank returns the number of dimensions of a tap, and whether there is such a tap
+// in any model.
+func rank(tap string) (int, bool) {
+	layer, _ := taps.Split(tap)
+	shape, err := taps.Shape(config.Config{Layers: layer + 1}, tap, 1)
+	return len(shape), err == nil
+}
+
+// Outputs lists the names of the registry that the graph puts out.
+func (s *Session) Outputs() []string {
+	names := make([]string, len(s.outputs))
+	for i, o := range s.outputs {
+		names[i] = o.tap
+	}
+	return names
+}
+
+// Length returns the number of tokens that every run of the graph has, or 0 if
+// it is free. Shorter prompts are padded at the end, where a causal model does
+// not look, and the padding's results are dropped.
+func (s *Session) Length() int { return s.fixed }
+
+// Close releases the session.
+func (s *Session) Close() error {
+	var err error
+	s.close.Do(func() { err = s.session.Destroy() })
+	return err
+}
+
+// Metadata returns what the graph says of itself.
+func (s *Session) Metadata() (map[string]string, error) {
+	m, err := s.session.GetModelMetadata()
+	if err != nil {
+		return nil, err
+	}
+	defer m.Destroy()
+	keys, err := m.GetCustomMetadataMapKeys()
+	if err != nil {
+		return nil, err
+	}
+	properties := map[string]string{}
+	for _, key := range keys {
+		value, ok, err := m.LookupCustomMetadataMap(key)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			properties[key] = value
+		}
+	}
+	if producer, err := m.GetProducerName(); err == nil && producer != "" {
+		properties["producer"] = producer
+	}
+	return properties, nil
+}
+
+// Run feeds tokens and returns every output that the registry knows, in its
+// shape. When the context ends, the run is stopped.
+func (s *Session) Run(ctx context.Context, tokens []int32) (map[string]tensor.Tensor, error) {
+	return s.RunTaps(ctx, tokens, nil)
+}
+
+// RunTaps is Run, and returns only the outputs wanted (nil: all).
+func (s *Session) RunTaps(ctx context.Context, tokens []int32, wanted []string) (map[string]tensor.Tensor, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if len(tokens) == 0 {
+		return nil, fmt.Errorf("%s: no tokens: a run needs at least one", s.path)
+	}
+	for i, id := range tokens {
+		if id < 0 {
+			return nil, fmt.Errorf("%s: token %d has id %d, outside the vocabulary", s.path, i, id)
+		}
+	}
+	length := len(tokens)
+	if s.fixed > 0 {
+		if length > s.fixed {
+			return nil, fmt.Errorf("%s: %d tokens do not fit a graph of fixed length %d", s.path, length, s.fixed)
+		}
+		length = s.fixed
+	}
+	inputs := make([]ort.Value, 0, len(s.inputs))
+	outputs := make([]ort.Value, len(s.outputs))
+	defer func() {
+		for _, v := range slices.Concat(inputs, outputs) {
+			if v != nil {
+				v.Destroy()
+			}
+		}
+	}()
+	for _, in := range s.inputs {
+		v, err := in.value(tokens, length)
+		if err != nil {
+			return nil, fmt.Errorf("%s: input %s: %w", s.path, in.Name, err)
+		}
+		inputs = append(inputs, v)
+	}
+	for i, out := range s.outputs {
+		v, err := out.allocate(length)
+		if err != nil {
+			return nil, fmt.Errorf("%s: output %s: %w", s.path, out.Name, err)
+		}
+		outputs[i] = v
+	}
+	if err := s.run(ctx, inputs, outputs); err != nil {
+		return nil, err
+	}
+	results := make(map[string]tensor.Tensor, len(outputs))
+	for i, out := range s.outputs {
+		if wanted != nil && !slices.Contains(wanted, out.tap) {
+			continue
+		}
+		t, err := out.tensor(outputs[i])
+		if err == nil {
+			t, err = rows(t, length, len(tokens))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: output %s: %w", s.path, out.Name, err)
+		}
+		results[out.tap] = t
+	}
+	runtime.KeepAlive(inputs)
+	return results, nil
+}
+
+// run calls the runtime, and stops it when the context ends.
+func (s *Session) run(ctx context.Context, inputs, outputs []ort.Value) error {
+	options, err := ort.NewRunOptions()
+	if err != nil {
+		return err
+	}
+	defer options.Destroy()
+	finished := make(chan struct{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-ctx.Done():
+			options.Terminate()
+		case <-finished:
+		}
+	}()
+	err = s.session.RunWithOptions(inputs, outputs, options)
+	close(finished)
+	<-watched
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("%s: %s", s.path, oneLine(err))
+	}
+	return nil
+}
+
+// value makes the tensor that an input is fed with.
+func (in input) value(tokens []int32, length int) (ort.Value, error) {
+	values := make([]int64, length)
+	switch in.role {
+	case inputIDs:
+		for i, id := range tokens {
+			values[i] = int64(id)
+		}
+	case attentionMask:
+		for i := range tokens {
+			values[i] = 1
+		}
+	case positionIDs:
+		for i := range values {
+			values[i] = int64(i)
+		}
+	}
+	shape := ort.NewShape(int64(length))
+	if len(in.Dimensions) == 2 {
+		shape = ort.NewShape(1, int64(length))
+	}
+	if in.DataType == ort.TensorElementDataTypeInt64 {
+		return ort.NewTensor(shape, values)
+	}
+	narrow := make([]int32, length)
+	for i, v := range values {
+		narrow[i] = int32(v)
+	}
+	return ort.NewTensor(shape, narrow)
+}
+
+// allocate makes room for an output of a 16-bit type, which the binding cannot
+// do by itself; others are left to the runtime (nil).
+func (o output) allocate(length int) (ort.Value, error) {
+	if o.DataType != ort.TensorElementDataTypeFloat16 && o.DataType != ort.TensorElementDataTypeBFloat16 {
+		return nil, nil
+	}
+	want, _ := rank(o.tap)
+	shape := o.Dimensions.Clone()
+	// Only the batch and the tokens may be unknown: then they are 1 and length.
+	first := len(shape) - want
+	if first != 0 && first != 1 {
+		return nil, fmt.Errorf("has shape %v, expected %d dimensions", shape, want)
+	}
+	size := int64(2)
+	for i, d := range shape {
+		if d < 0 && i > first {
+			return nil, fmt.Errorf("has shape %v: the runtime's binding needs to know all but the tokens of a 16-bit output; cast it to float32 in the graph", shape)
+		}
+		if d < 0 {
+			shape[i] = 1
+			if i == first {
+				shape[i] = int64(length)
+			}
+		}
+		if shape[i] == 0 || size > math.MaxInt/shape[i] {
+			return nil, fmt.Errorf("has shape %v", o.Dimensions)
+		}
+		size *= shape[i]
+	}
+	return ort.NewCustomDataTensor(shape, make([]byte, size), o.DataType)
+}
+
+// tensor takes the runtime's value over, without a batch dimension of 1.
+func (o output) tensor(v ort.Value) (tensor.Tensor, error) {
+	shape := make([]int, 0, 4)
+	for _, d := range v.GetShape() {
+		shape = append(shape, int(d))
+	}
+	want, _ := rank(o.tap)
+	if len(shape) == want+1 && shape[0] == 1 {
+		shape = shape[1:]
+	}
+	if len(shape) != want {
+		return tensor.Tensor{}, fmt.Errorf("has shape %v, expected %d dimensions", v.GetShape(), want)
+	}
+	if taps.Integer(o.tap) {
+		switch v := v.(type) {
+		case *ort.Tensor[int32]:
+			return tensor.FromInt32s(shape, v.GetData()), nil
+		case *ort.Tensor[int64]:
+			narrow := make([]int32, len(v.GetData()))
+			for i, wide := range v.GetData() {
+				if wide != int64(int32(wide)) {
+					return tensor.Tensor{}, fmt.Errorf("element %d is %d, more than int32 can hold", i, wide)
+				}
+				narrow[i] = int32(wide)
+			}
+			return tensor.FromInt32s(shape, narrow), nil
+		}
+		return tensor.Tensor{}, fmt.Errorf("holds %s, expected int32 or int64", typeName(o.InputOutputInfo))
+	}
+	switch v := v.(type) {
+	case *ort.Tensor[float32]:
+		return tensor.FromFloat32s(shape, v.GetData()), nil
+	case *ort.Tensor[float64]:
+		return tensor.FromFloat64s(shape, v.GetData()), nil
+	case *ort.CustomDataTensor:
+		storage := map[ort.TensorElementDataType]tensor.DType{
+			ort.TensorElementDataTypeFloat16: tensor.F16, ort.TensorElementDataTypeBFloat16: tensor.BF16,
+		}
+		if dtype, ok := storage[o.DataType]; ok {
+			return tensor.Tensor{DType: dtype, Shape: shape, Data: slices.Clone(v.GetData())}, nil
+		}
+	}
+	return tensor.Tensor{}, fmt.Errorf("holds %s, expected reals", typeName(o.InputOutputInfo))
+}
+
+// rows drops the padding's rows.
+func rows(t tensor.Tensor, length, tokens int) (tensor.Tensor, error) {
+	if len(t.Shape) == 0 || t.Shape[0] != length || length == tokens {
+		// A first dimension other than the tokens is for the judge to refuse.
+		return t, nil
+	}
+	if length == 0 || len(t.Data)%length != 0 {
+		return t, fmt.Errorf("has shape %v and %d bytes", t.Shape, len(t.Data))
+	}
+	t.Data = t.Data[:len(t.Data)/length*tokens]
+	t.Shape = append([]int{tokens}, t.Shape[1:]...)
+	return t, nil
+}
