@@ -63,6 +63,16 @@ type Source struct {
 // not opened from files has none.
 func (m *Model) Tensors() []TensorInfo { return slices.Clone(m.tensors) }
 
+// Weights returns how many numbers the model has.
+func (m *Model) Weights() int64 {
+	var total int64
+	for _, t := range m.canonical() {
+		rows, cols := t.matrix.Dims()
+		total += int64(rows) * int64(cols)
+	}
+	return total
+}
+
 // Close unmaps the files. The model's matrices must not be used afterwards.
 func (m *Model) Close() error {
 	if m.close == nil {

@@ -15,35 +15,36 @@ const (
 	OpenAISwiGLUAlpha = 1.702
 )
 
-// Config is the shape of a gpt-oss model.
+// Config is the shape of a gpt-oss model. Its JSON is for reports; a config.json
+// comes from [Config.MarshalOpenAI] and [Config.MarshalHuggingFace].
 //
 // Source: openai/gpt-oss gpt_oss/torch/model.py (ModelConfig) and Hugging Face
 // transformers' GptOssConfig.
 type Config struct {
-	Layers          int // transformer blocks
-	Experts         int // experts per block
-	ExpertsPerToken int // experts that each token is routed to, at most Experts
-	VocabSize       int
+	Layers          int `json:"num_hidden_layers"` // transformer blocks
+	Experts         int `json:"num_experts"`       // experts per block
+	ExpertsPerToken int `json:"experts_per_token"` // experts that each token is routed to, at most Experts
+	VocabSize       int `json:"vocab_size"`
 
-	HiddenSize       int // width of the residual stream
-	IntermediateSize int // width of one expert
-	HeadDim          int // even; Heads*HeadDim need not be HiddenSize
-	Heads            int // query heads, a multiple of KVHeads
-	KVHeads          int // key and value heads
+	HiddenSize       int `json:"hidden_size"`         // width of the residual stream
+	IntermediateSize int `json:"intermediate_size"`   // width of one expert
+	HeadDim          int `json:"head_dim"`            // even; Heads*HeadDim need not be HiddenSize
+	Heads            int `json:"num_attention_heads"` // query heads, a multiple of KVHeads
+	KVHeads          int `json:"num_key_value_heads"` // key and value heads
 
-	SlidingWindow int    // keys that a sliding layer sees, the query's own included
-	Sliding       []bool // one per layer; OpenAI: every even layer slides
+	SlidingWindow int    `json:"sliding_window"` // keys that a sliding layer sees, the query's own included
+	Sliding       []bool `json:"sliding"`        // one per layer; OpenAI: every even layer slides
 
-	InitialContextLength int     // YaRN's original context length
-	RopeTheta            float64 // base of the rotary frequencies
-	RopeScalingFactor    float64 // YaRN factor; at most 1 means no YaRN
-	RopeNTKAlpha         float64 // rotations at the upper end of YaRN's ramp (beta_slow)
-	RopeNTKBeta          float64 // rotations at the lower end of YaRN's ramp (beta_fast)
-	RopeTruncate         bool    // ramp bounds rounded outwards to integers; gpt-oss: false
+	InitialContextLength int     `json:"initial_context_length"` // YaRN's original context length
+	RopeTheta            float64 `json:"rope_theta"`             // base of the rotary frequencies
+	RopeScalingFactor    float64 `json:"rope_scaling_factor"`    // YaRN factor; at most 1 means no YaRN
+	RopeNTKAlpha         float64 `json:"rope_ntk_alpha"`         // rotations at the upper end of YaRN's ramp (beta_slow)
+	RopeNTKBeta          float64 `json:"rope_ntk_beta"`          // rotations at the lower end of YaRN's ramp (beta_fast)
+	RopeTruncate         bool    `json:"rope_truncate"`          // ramp bounds rounded outwards to integers; gpt-oss: false
 
-	SwiGLULimit float64 // clamp of the experts' pre-activations
-	SwiGLUAlpha float64 // slope inside the sigmoid
-	NormEpsilon float64 // added to the mean square in every RMSNorm
+	SwiGLULimit float64 `json:"swiglu_limit"` // clamp of the experts' pre-activations
+	SwiGLUAlpha float64 `json:"swiglu_alpha"` // slope inside the sigmoid
+	NormEpsilon float64 `json:"rms_norm_eps"` // added to the mean square in every RMSNorm
 }
 
 // Window returns how many keys a query of the layer may see, its own included,
