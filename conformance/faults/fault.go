@@ -9,23 +9,31 @@ import (
 )
 
 // Fault is one known mistake, as a change to the right model: to its
-// checkpoint (configuration or weights), or to one of its stage functions. It
+// checkpoint (configuration or weights), or to some of its stage functions. It
 // never needs a switch in the model.
+//
+// A stage function is wrapped where that is possible and replaced where it is
+// not, so that faults can be combined by applying one after the other.
 type Fault struct {
 	ID          string // stable: window-one-too-many
 	Stage       string // the stage that it hits: attention
 	Tap         string // the first tap that goes wrong, without its block: attn_core
 	Explanation string // one line
-	Thread      string // where it happened in public, or empty
+	Thread      string // where it, or its like, happened in public; or empty
 
 	// Checkpoint returns the model with a changed configuration or changed
-	// weights; it must not modify its argument. Nil if nothing there changes.
+	// weights; it does not modify its argument, whose files the result goes on
+	// reading. Nil if nothing there changes.
 	Checkpoint func(*checkpoint.Model) *checkpoint.Model
 	// Stages changes stage functions in place. The zero value changes none.
 	Stages Swap
-	// Cached says that the mistake shows only when tokens are decoded one by one
-	// with a KV cache.
+	// Cached says that the mistake shows only when tokens that follow others are
+	// given to a model with a KV cache.
 	Cached bool
+
+	// Variants are other forms of the same mistake. Each has the same ID; whoever
+	// looks for the fault that explains an output tries them as well.
+	Variants []Fault
 }
 
 // Swap changes stage functions of a model, in either arithmetic. Both fields

@@ -1,0 +1,166 @@
+package faults
+
+import (
+	"github.com/gptoss-conformance/gptoss/reference"
+	"github.com/gptoss-conformance/gptoss/reference/taps"
+)
+
+// generation lists the faults that show only when tokens follow others through
+// a KV cache. The first call, with an empty cache, is right in all of them.
+func generation() []Fault {
+	all := []Fault{
+		{
+			ID: "kv-cache-position", Tap: taps.QRot,
+			Explanation: "A windowed layer takes the number of keys in its cache for the next position.",
+			Thread:      "https://github.com/rajveer43/VeloxQuant-MLX/issues/389",
+			Stages:      Swap{Wide: kvCachePosition[float64], Single: kvCachePosition[float32]},
+		},
+		{
+			ID: "kv-cache-position-off-by-one", Tap: taps.QRot,
+			Explanation: "Every layer but the first turns the new tokens as if they stood one position later.",
+			Thread:      "https://github.com/fla-org/flash-linear-attention/issues/766",
+			Stages:      Swap{Wide: kvCachePositionOffByOne[float64], Single: kvCachePositionOffByOne[float32]},
+		},
+		{
+			ID: "kv-cache-position-zero", Tap: taps.QRot,
+			Explanation: "Positions start at 0 again in every call.",
+			Thread:      "https://github.com/Blaizzy/mlx-vlm/issues/1983",
+			Stages:      Swap{Wide: kvCachePositionZero[float64], Single: kvCachePositionZero[float32]},
+		},
+		{
+			ID: "kv-cache-window", Tap: taps.AttnCore,
+			Explanation: "A windowed layer's cache drops a key one step too early: new tokens see window - 1 keys.",
+			Thread:      "https://github.com/huggingface/transformers/pull/47708",
+			Stages:      Swap{Wide: kvCacheWindow[float64], Single: kvCacheWindow[float32]},
+		},
+		{
+			ID: "kv-cache-window-ignored", Tap: taps.AttnCore,
+			Explanation: "Windowed layers cache every key, and new tokens see them all.",
+			Thread:      "https://github.com/sgl-project/sglang/pull/30050",
+			Stages:      Swap{Wide: kvCacheWindowIgnored[float64], Single: kvCacheWindowIgnored[float32]},
+		},
+		{
+			ID: "kv-cache-trimmed-before-attention", Tap: taps.AttnCore,
+			Explanation: "A windowed layer's cache is cut to the window of the last new token before the first ones have read it.",
+			Thread:      "https://github.com/pytorch/executorch/pull/20346",
+			Stages:      Swap{Wide: kvCacheTrimmedBeforeAttention[float64], Single: kvCacheTrimmedBeforeAttention[float32]},
+		},
+		{
+			ID: "kv-cache-sinks-dropped", Tap: taps.AttnCore,
+			Explanation: "New tokens attend to the cache without the sinks.",
+			Thread:      "https://github.com/sgl-project/sglang/pull/30050",
+			Stages:      Swap{Wide: kvCacheSinksDropped[float64], Single: kvCacheSinksDropped[float32]},
+		},
+		{
+			ID: "kv-cache-keys-rotated-twice", Tap: taps.AttnCore,
+			Explanation: "Keys that come out of the cache are turned once more.",
+			Thread:      "https://github.com/NVIDIA/TensorRT-LLM/pull/16378",
+			Stages:      Swap{Wide: kvCacheKeysRotatedTwice[float64], Single: kvCacheKeysRotatedTwice[float32]},
+		},
+	}
+	for i := range all {
+		all[i].Stage, all[i].Cached = stageGeneration, true
+	}
+	return all
+}
+
+// repositioned turns queries and keys of new tokens as if the first of them
+// stood elsewhere.
+func repositioned[F reference.Float](s *reference.Stages[F], first func(l reference.Layer[F], position int) int) {
+	moved := func(rotate rotation[F]) rotation[F] {
+		return func(l reference.Layer[F], x []F, positions []int) []F {
+			if len(positions) == 0 || positions[0] == 0 {
+				return rotate(l, x, positions)
+			}
+			return rotate(l, x, shifted(positions, first(l, positions[0])-positions[0]))
+		}
+	}
+	s.RopeQuery, s.RopeKey = moved(s.RopeQuery), moved(s.RopeKey)
+}
+
+// kvCachePosition: the next token needs window - 1 keys before it, and so many
+// are kept.
+func kvCachePosition[F reference.Float](s *reference.Stages[F]) {
+	repositioned(s, func(l reference.Layer[F], position int) int {
+		if window := l.Config.Window(l.Index); window > 0 {
+			return min(position, window-1)
+		}
+		return position
+	})
+}
+
+func kvCachePositionOffByOne[F reference.Float](s *reference.Stages[F]) {
+	repositioned(s, func(l reference.Layer[F], position int) int {
+		if l.Index == 0 {
+			return position
+		}
+		return position + 1
+	})
+}
+
+func kvCachePositionZero[F reference.Float](s *reference.Stages[F]) {
+	repositioned(s, func(reference.Layer[F], int) int { return 0 })
+}
+
+// decoding changes attention of new tokens, and leaves that of a first call as
+// it is.
+func decoding[F reference.Float](s *reference.Stages[F], change func(reference.Layer[F], reference.AttentionInput[F]) (reference.Layer[F], reference.AttentionInput[F])) {
+	attention := s.Attention
+	s.Attention = func(l reference.Layer[F], in reference.AttentionInput[F]) []F {
+		if in.FirstQuery > 0 {
+			l, in = change(l, in)
+		}
+		return attention(l, in)
+	}
+}
+
+// cut makes the queries of a windowed layer see no key before least.
+func cut[F reference.Float](l reference.Layer[F], least func(query, window int) int) reference.Layer[F] {
+	return restaged(l, func(s *reference.Stages[F]) {
+		keyRange := s.KeyRange
+		s.KeyRange = func(l reference.Layer[F], query int) (from, to int) {
+			from, to = keyRange(l, query)
+			if window := l.Config.Window(l.Index); window > 0 {
+				from = min(max(from, least(query, window)), to)
+			}
+			return from, to
+		}
+	})
+}
+
+func kvCacheWindow[F reference.Float](s *reference.Stages[F]) {
+	decoding(s, func(l reference.Layer[F], in reference.AttentionInput[F]) (reference.Layer[F], reference.AttentionInput[F]) {
+		return cut(l, func(query, window int) int { return query - window + 2 }), in
+	})
+}
+
+func kvCacheTrimmedBeforeAttention[F reference.Float](s *reference.Stages[F]) {
+	decoding(s, func(l reference.Layer[F], in reference.AttentionInput[F]) (reference.Layer[F], reference.AttentionInput[F]) {
+		end := in.FirstQuery + in.QueryCount
+		return cut(l, func(_, window int) int { return end - window }), in
+	})
+}
+
+func kvCacheWindowIgnored[F reference.Float](s *reference.Stages[F]) {
+	s.KeepFrom = func(reference.Layer[F], int) int { return 0 }
+	decoding(s, func(l reference.Layer[F], in reference.AttentionInput[F]) (reference.Layer[F], reference.AttentionInput[F]) {
+		l.Config.SlidingWindow = 0
+		return l, in
+	})
+}
+
+func kvCacheSinksDropped[F reference.Float](s *reference.Stages[F]) {
+	decoding(s, func(l reference.Layer[F], in reference.AttentionInput[F]) (reference.Layer[F], reference.AttentionInput[F]) {
+		return restaged(l, func(s *reference.Stages[F]) {
+			softmax := s.Softmax
+			s.Softmax = func(l reference.Layer[F], scores []F, _ F) { softmax(l, scores, F(noSink)) }
+		}), in
+	})
+}
+
+func kvCacheKeysRotatedTwice[F reference.Float](s *reference.Stages[F]) {
+	decoding(s, func(l reference.Layer[F], in reference.AttentionInput[F]) (reference.Layer[F], reference.AttentionInput[F]) {
+		in.Keys = l.Stages.RopeKey(l, in.Keys, span(in.FirstKey, in.KeyCount))
+		return l, in
+	})
+}

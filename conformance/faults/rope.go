@@ -1,0 +1,257 @@
+package faults
+
+import (
+	"github.com/gptoss-conformance/gptoss/reference"
+	"github.com/gptoss-conformance/gptoss/reference/config"
+	"github.com/gptoss-conformance/gptoss/reference/kernel"
+	"github.com/gptoss-conformance/gptoss/reference/taps"
+)
+
+// rope lists the faults of the rotary embedding and of YaRN.
+func rope() []Fault {
+	all := []Fault{
+		{
+			ID:          "rope-interleaved",
+			Explanation: "Neighbouring pairs (0, 1), (2, 3), … are turned instead of the two halves of a head.",
+			Thread:      "https://github.com/NVIDIA/TensorRT-LLM/pull/16378",
+			Stages:      Swap{Wide: ropeInterleaved[float64], Single: ropeInterleaved[float32]},
+		},
+		{
+			ID:          "rope-no-yarn",
+			Explanation: "Plain RoPE: neither YaRN's frequencies nor its concentration.",
+			Thread:      "https://github.com/NVIDIA/TensorRT-Model-Connect/issues/399",
+			Checkpoint:  configured(func(c *config.Config) { c.RopeScalingFactor = 1 }),
+		},
+		{
+			ID:          "rope-no-concentration",
+			Explanation: "Cosine and sine are not multiplied by 0.1·ln(factor) + 1.",
+			Thread:      "https://github.com/NVIDIA/TensorRT-Model-Connect/issues/399",
+			Stages:      Swap{Wide: ropeNoConcentration[float64], Single: ropeNoConcentration[float32]},
+		},
+		{
+			ID: "rope-concentration-once", Tap: taps.KRot,
+			Explanation: "The concentration reaches the scores once instead of twice: the queries have it, the keys don't.",
+			Thread:      "https://github.com/pytorch/torchtitan/pull/2216",
+			Stages:      Swap{Wide: ropeConcentrationOnce[float64], Single: ropeConcentrationOnce[float32]},
+		},
+		{
+			ID:          "rope-concentration-squared",
+			Explanation: "The concentration is applied twice to queries and keys.",
+			Stages:      Swap{Wide: ropeConcentrationSquared[float64], Single: ropeConcentrationSquared[float32]},
+		},
+		{
+			ID:          "rope-truncated-bounds",
+			Explanation: "The bounds of YaRN's ramp are rounded outwards to whole numbers.",
+			Thread:      "https://github.com/vllm-project/vllm/issues/27722",
+			Checkpoint:  configured(func(c *config.Config) { c.RopeTruncate = true }),
+		},
+		{
+			ID:          "rope-position-off-by-one",
+			Explanation: "The queries, but not the keys, are turned as if they stood one position later.",
+			Thread:      "https://github.com/quic/efficient-transformers/pull/1250",
+			Stages:      Swap{Wide: queriesShifted[float64](+1), Single: queriesShifted[float32](+1)},
+			Variants: []Fault{{
+				Explanation: "The queries, but not the keys, are turned as if they stood one position earlier.",
+				Stages:      Swap{Wide: queriesShifted[float64](-1), Single: queriesShifted[float32](-1)},
+			}},
+		},
+		{
+			ID:          "rope-base-10000",
+			Explanation: "The base of the frequencies is 10000, the usual default, whatever the configuration says.",
+			Thread:      "https://github.com/sgl-project/sglang/pull/30050",
+			Checkpoint:  configured(func(c *config.Config) { c.RopeTheta = 10000 }),
+		},
+		{
+			ID:          "rope-applied-twice",
+			Explanation: "Queries and keys are turned twice: twice the angle, the concentration squared.",
+			Thread:      "https://github.com/NVIDIA/TensorRT-LLM/pull/16378",
+			Stages:      Swap{Wide: ropeAppliedTwice[float64], Single: ropeAppliedTwice[float32]},
+		},
+		{
+			ID:          "rope-betas-swapped",
+			Explanation: "YaRN's two betas are exchanged, so that the ramp runs backwards.",
+			Thread:      "https://github.com/pytorch/torchtitan/pull/3787",
+			Checkpoint: configured(func(c *config.Config) {
+				c.RopeNTKAlpha, c.RopeNTKBeta = c.RopeNTKBeta, c.RopeNTKAlpha
+			}),
+		},
+		{
+			ID:          "rope-factor-inverted",
+			Explanation: "YaRN multiplies the low frequencies by the factor instead of dividing them by it.",
+			Thread:      "https://github.com/kekzl/imp/issues/584",
+			Stages:      Swap{Wide: ropeFactorInverted[float64], Single: ropeFactorInverted[float32]},
+		},
+		{
+			ID:          "rope-linear-scaling",
+			Explanation: "All frequencies are divided by the factor (position interpolation), not by parts.",
+			Thread:      "https://github.com/rasbt/LLMs-from-scratch/pull/940",
+			Stages:      Swap{Wide: ropeLinearScaling[float64], Single: ropeLinearScaling[float32]},
+		},
+		{
+			ID:          "rope-original-context-extended",
+			Explanation: "YaRN's bounds are computed from the extended context (131072) instead of the original one (4096).",
+			Thread:      "https://github.com/NVIDIA/Megatron-LM/issues/1418",
+			Checkpoint: configured(func(c *config.Config) {
+				c.InitialContextLength = int(float64(c.InitialContextLength) * max(c.RopeScalingFactor, 1))
+			}),
+		},
+		{
+			ID:          "rope-inv-freq-bfloat16",
+			Explanation: "The frequencies are rounded to bfloat16 before they are multiplied with the position.",
+			Thread:      "https://github.com/sgl-project/sglang-jax/issues/1472",
+			Stages:      Swap{Wide: ropeInvFreqBFloat16[float64], Single: ropeInvFreqBFloat16[float32]},
+		},
+	}
+	for i := range all {
+		all[i].Stage = stageRope
+		if all[i].Tap == "" {
+			all[i].Tap = taps.QRot
+		}
+	}
+	return all
+}
+
+// rotation is the type of the stages that turn queries and keys.
+type rotation[F reference.Float] = func(l reference.Layer[F], x []F, positions []int) []F
+
+// ropeInterleaved moves the pairs to where the right rotation looks for them,
+// and back.
+func ropeInterleaved[F reference.Float](s *reference.Stages[F]) {
+	interleaved := func(rotate rotation[F]) rotation[F] {
+		return func(l reference.Layer[F], x []F, positions []int) []F {
+			half := l.Config.HeadDim / 2
+			halves := make([]F, len(x))
+			for at := 0; at < len(x); at += 2 * half {
+				for i := range half {
+					halves[at+i], halves[at+half+i] = x[at+2*i], x[at+2*i+1]
+				}
+			}
+			turned := rotate(l, halves, positions)
+			pairs := make([]F, len(x))
+			for at := 0; at < len(x); at += 2 * half {
+				for i := range half {
+					pairs[at+2*i], pairs[at+2*i+1] = turned[at+i], turned[at+half+i]
+				}
+			}
+			return pairs
+		}
+	}
+	s.RopeQuery, s.RopeKey = interleaved(s.RopeQuery), interleaved(s.RopeKey)
+}
+
+// queriesShifted turns the queries, and not the keys, as if they stood by
+// positions later.
+func queriesShifted[F reference.Float](by int) func(*reference.Stages[F]) {
+	return func(s *reference.Stages[F]) {
+		rotate := s.RopeQuery
+		s.RopeQuery = func(l reference.Layer[F], q []F, positions []int) []F {
+			return rotate(l, q, shifted(positions, by))
+		}
+	}
+}
+
+func shifted(positions []int, by int) []int {
+	moved := make([]int, len(positions))
+	for i, p := range positions {
+		moved[i] = p + by
+	}
+	return moved
+}
+
+func ropeAppliedTwice[F reference.Float](s *reference.Stages[F]) {
+	twice := func(rotate rotation[F]) rotation[F] {
+		return func(l reference.Layer[F], x []F, positions []int) []F {
+			return rotate(l, rotate(l, x, positions), positions)
+		}
+	}
+	s.RopeQuery, s.RopeKey = twice(s.RopeQuery), twice(s.RopeKey)
+}
+
+// frequencies is the type of the stage that knows what RoPE turns by.
+type frequencies = func(config.Config) reference.Rotary
+
+// refrequented changes the frequencies.
+func refrequented[F reference.Float](s *reference.Stages[F], change func(c config.Config, right frequencies) reference.Rotary) {
+	right := s.Frequencies
+	s.Frequencies = func(c config.Config) reference.Rotary { return change(c, right) }
+}
+
+func ropeNoConcentration[F reference.Float](s *reference.Stages[F]) {
+	refrequented(s, noConcentration)
+}
+
+func noConcentration(c config.Config, right frequencies) reference.Rotary {
+	r := right(c)
+	r.Concentration = 1
+	return r
+}
+
+func ropeConcentrationOnce[F reference.Float](s *reference.Stages[F]) {
+	rotate := s.RopeKey
+	s.RopeKey = func(l reference.Layer[F], k []F, positions []int) []F {
+		return rotate(restaged(l, ropeNoConcentration[F]), k, positions)
+	}
+}
+
+func ropeConcentrationSquared[F reference.Float](s *reference.Stages[F]) {
+	refrequented(s, concentrationSquared)
+}
+
+func concentrationSquared(c config.Config, right frequencies) reference.Rotary {
+	r := right(c)
+	r.Concentration *= r.Concentration
+	return r
+}
+
+func ropeFactorInverted[F reference.Float](s *reference.Stages[F]) {
+	refrequented(s, factorInverted)
+}
+
+// factorInverted has frequency·factor where YaRN has frequency/factor.
+func factorInverted(c config.Config, right frequencies) reference.Rotary {
+	factor := c.RopeScalingFactor
+	if factor <= 1 {
+		return right(c)
+	}
+	low, high := reference.RampBounds(c)
+	return eachFrequency(unscaled(c, right), func(i int, frequency float64) float64 {
+		ramp := min(max((float64(i)-low)/(high-low), 0), 1)
+		return frequency * (factor*ramp + 1 - ramp)
+	})
+}
+
+func ropeLinearScaling[F reference.Float](s *reference.Stages[F]) {
+	refrequented(s, linearScaling)
+}
+
+func linearScaling(c config.Config, right frequencies) reference.Rotary {
+	return eachFrequency(unscaled(c, right), func(_ int, frequency float64) float64 {
+		return frequency / max(c.RopeScalingFactor, 1)
+	})
+}
+
+// unscaled returns frequencies without YaRN, but with its concentration.
+func unscaled(c config.Config, right frequencies) reference.Rotary {
+	r := right(c)
+	c.RopeScalingFactor = 1
+	r.InverseFrequencies = right(c).InverseFrequencies
+	return r
+}
+
+// eachFrequency changes every frequency, in a copy.
+func eachFrequency(r reference.Rotary, change func(i int, frequency float64) float64) reference.Rotary {
+	changed := make([]float64, len(r.InverseFrequencies))
+	for i, frequency := range r.InverseFrequencies {
+		changed[i] = change(i, frequency)
+	}
+	r.InverseFrequencies = changed
+	return r
+}
+
+func ropeInvFreqBFloat16[F reference.Float](s *reference.Stages[F]) {
+	refrequented(s, invFreqBFloat16)
+}
+
+func invFreqBFloat16(c config.Config, right frequencies) reference.Rotary {
+	return eachFrequency(right(c), func(_ int, frequency float64) float64 { return kernel.BFloat16.Nearest(frequency) })
+}
