@@ -1,0 +1,39 @@
+package checkpoint
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// The codes of a group whose largest code is 6 are canonical: they come back.
+func TestPackUndoesDecoding(t *testing.T) {
+	const rows, groups = 3, 2
+	original := MXFP4{RowCount: rows, ColCount: groups * groupValues}
+	for g := range rows * groups {
+		for i := range groupBytes {
+			original.Blocks = append(original.Blocks, byte(7*g+3*i)|7)
+		}
+		original.Scales = append(original.Scales, byte(100+9*g))
+	}
+	dense := Dense{RowCount: rows, ColCount: groups * groupValues, Data: make([]float32, rows*groups*groupValues)}
+	original.Rows(dense.Data, 0, rows)
+
+	packed, ok := Pack(dense)
+	require.True(t, ok)
+	assert.Equal(t, original, packed)
+
+	packed, ok = Pack(original)
+	require.True(t, ok)
+	assert.Equal(t, original, packed)
+}
+
+func TestPackRefuses(t *testing.T) {
+	values := make([]float32, groupValues)
+	values[5], values[6] = 6, 5 // 5 is not among the values at 6's scale
+	_, ok := Pack(Dense{RowCount: 1, ColCount: groupValues, Data: values})
+	assert.False(t, ok, "a value between two codes")
+	_, ok = Pack(Dense{RowCount: 1, ColCount: groupValues - 1, Data: values})
+	assert.False(t, ok, "a width that is no multiple of 32")
+}
