@@ -1,6 +1,9 @@
 package exporter
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // QKV projects x [tokens, hidden] to queries [tokens, heads, head_dim], keys and
 // values [tokens, kv_heads, head_dim] with one fused linear layer whose rows are
@@ -57,9 +60,8 @@ func Scale(l Layer) float64 { return 1 / math.Sqrt(float64(l.Config.HeadDim)) }
 // learned instead of a first token; openai/gpt-oss gpt_oss/torch/model.py sdpa.
 func Softmax(l Layer, scores, sinks Value) Value {
 	keys := scores.shape[3]
-	// One number for each row of scores, whatever the number of queries is.
-	column := l.ReduceMax(scores, 3, true)
-	sinks = l.ExpandTo(sinks, l.ShapeOf(column), column.shape)
+	each := l.Concat(0, N(4), l.Int64s(1, 1), l.SizeOf(scores, 2), l.Int64s(1))
+	sinks = l.ExpandTo(sinks, each, append(slices.Clone(scores.shape[:3]), N(1)))
 	extended := l.Concat(3, Symbol("keys_and_sink"), scores, sinks)
 	if keys.Symbol == "" {
 		extended.shape[3] = N(keys.Size + 1)

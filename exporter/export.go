@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"google.golang.org/protobuf/proto"
@@ -28,6 +29,9 @@ const (
 	irVersion = 10
 )
 
+// Producer is the name that graphs give as their maker.
+const Producer = "gptoss"
+
 // Experts says how the experts' weights are stored.
 type Experts string
 
@@ -39,10 +43,10 @@ const (
 )
 
 // Options says which graph to write. The zero value is a graph of dynamic length
-// with packed experts that puts out logits.
+// that puts out logits.
 type Options struct {
 	SequenceLength int       // tokens of every run; 0: any number
-	Experts        Experts   // empty: packed
+	Experts        Experts   // empty: packed if the checkpoint is
 	HiddenStates   bool      // put out embedding, the residual stream and final_norm
 	BlockDebug     bool      // put out every other tap
 	Precision      Precision // empty: float32
@@ -56,9 +60,12 @@ type Options struct {
 	Progress func(written, total int64)
 }
 
-func (o Options) withDefaults() Options {
+func (o Options) withDefaults(m *checkpoint.Model) Options {
 	if o.Experts == "" {
-		o.Experts = ExpertsPacked
+		o.Experts = ExpertsDense
+		if storesPacked(m) {
+			o.Experts = ExpertsPacked
+		}
 	}
 	if o.Precision == "" {
 		o.Precision = PrecisionFloat32
@@ -68,6 +75,17 @@ func (o Options) withDefaults() Options {
 		o.Stages = &stages
 	}
 	return o
+}
+
+// storesPacked reports whether the experts are MXFP4; all are stored alike.
+func storesPacked(m *checkpoint.Model) bool {
+	for _, b := range m.Blocks {
+		for _, weight := range slices.Concat(b.MLP1, b.MLP2) {
+			_, packed := weight.(checkpoint.MXFP4)
+			return packed
+		}
+	}
+	return true // a stage that needs no experts
 }
 
 func (o Options) check() error {
@@ -86,7 +104,7 @@ func (o Options) check() error {
 //
 // The same model and options give the same bytes.
 func Export(ctx context.Context, m *checkpoint.Model, path string, o Options) error {
-	o = o.withDefaults()
+	o = o.withDefaults(m)
 	if err := o.check(); err != nil {
 		return err
 	}
@@ -94,7 +112,7 @@ func Export(ctx context.Context, m *checkpoint.Model, path string, o Options) er
 	if err != nil {
 		return err
 	}
-	digest, err := digestOf(ctx, m)
+	digest, err := m.Digest(ctx)
 	if err != nil {
 		return err
 	}
@@ -171,7 +189,7 @@ func publish(graphFile, dataFile, path string) error {
 
 // describe fills in who made the graph, from what and how.
 func describe(model *onnxpb.ModelProto, m *checkpoint.Model, o Options, digest string) {
-	model.ProducerName = proto.String("gptoss")
+	model.ProducerName = proto.String(Producer)
 	if o.Version != "" {
 		model.ProducerVersion = proto.String(o.Version)
 	}
@@ -192,13 +210,4 @@ func describe(model *onnxpb.ModelProto, m *checkpoint.Model, o Options, digest s
 	property("gptoss.block_debug", strconv.FormatBool(o.BlockDebug))
 	model.Graph.DocString = proto.String(fmt.Sprintf("gpt-oss, %d layers, %d experts. Values are named as the taps of the conformance suite.",
 		m.Config.Layers, m.Config.Experts))
-}
-
-func digestOf(ctx context.Context, m *checkpoint.Model) (string, error) {
-	if d, ok := any(m).(interface {
-		Digest(context.Context) (string, error)
-	}); ok {
-		return d.Digest(ctx)
-	}
-	return "", nil
 }

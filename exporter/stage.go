@@ -27,7 +27,7 @@ const (
 // be there. Taps of several stages can be wanted at once; none of them is
 // computed from another.
 func ExportStage(ctx context.Context, m *checkpoint.Model, layer int, wanted []string, path string, o Options) error {
-	o = o.withDefaults()
+	o = o.withDefaults(m)
 	if err := o.check(); err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func ExportStage(ctx context.Context, m *checkpoint.Model, layer int, wanted []s
 		return err
 	}
 	message := b.graph.layOut(dataName(path))
-	message.ProducerName = proto.String("gptoss")
+	message.ProducerName = proto.String(Producer)
 	return write(ctx, b.graph, message, path, o)
 }
 

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gptoss-conformance/gptoss/conformance"
+	"github.com/gptoss-conformance/gptoss/conformance/backends/onnxruntime"
+	"github.com/gptoss-conformance/gptoss/conformance/faults"
+	"github.com/gptoss-conformance/gptoss/exporter"
+	"github.com/gptoss-conformance/gptoss/exporter/onnxpb"
+	"github.com/gptoss-conformance/gptoss/reference"
+	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
+	"github.com/gptoss-conformance/gptoss/reference/config"
+)
+
+// exportFlags are the flags of `gptoss export`.
+type exportFlags struct {
+	checkpoint, output, operators, experts string
+	sequenceLength                         int
+	hiddenStates, blockDebug               bool
+	skipValidation, force                  bool
+}
+
+// exportCommand writes a model as ONNX and proves the graph right.
+func exportCommand() *cobra.Command {
+	var f exportFlags
+	command := &cobra.Command{
+		Use:   "export --checkpoint PATH --output M.onnx",
+		Short: "Write a model as an ONNX graph and prove it right",
+		Long: `Write a model as an ONNX graph, M.onnx, with its weights beside it in M.onnx.data.
+
+The graph takes input_ids [sequence] and puts out logits [sequence, vocab], and
+on request every intermediate result under the registry's names. It is loaded
+again and judged against the reference before it gets its name; a graph that
+fails is not left behind.`,
+		Example: `  gptoss export --checkpoint fixtures/toy --output toy.onnx
+  gptoss export --checkpoint DIR --output m.onnx --sequence-length 256 --experts dense
+  gptoss export --checkpoint DIR --output m.onnx --emit-hidden-states --emit-block-debug`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return f.export(cmd.Context(), cmd.Flags().Changed("sequence-length"), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	flags := command.Flags()
+	flags.StringVar(&f.checkpoint, "checkpoint", "", "checkpoint in any layout")
+	flags.StringVar(&f.output, "output", "", "graph to write; the weights go to the same name with .data")
+	flags.StringVar(&f.operators, "operators", operatorsPortable, "operator set: portable")
+	flags.StringVar(&f.experts, "experts", "", "packed (MXFP4 as it is) or dense; default: packed if the checkpoint is")
+	flags.IntVar(&f.sequenceLength, "sequence-length", 0, "tokens of every run; default: any number")
+	flags.BoolVar(&f.hiddenStates, "emit-hidden-states", false, "put out the embedding, the residual stream and the final norm")
+	flags.BoolVar(&f.blockDebug, "emit-block-debug", false, "put out every other intermediate result")
+	flags.BoolVar(&f.skipValidation, "skip-validation", false, "don't run the graph against the reference")
+	flags.BoolVar(&f.force, "force", false, "replace a file that no gptoss export wrote")
+	for _, name := range []string{"checkpoint", "output"} {
+		if err := command.MarkFlagRequired(name); err != nil {
+			panic(err) // the flag was defined above
+		}
+	}
+	return command
+}
+
+const operatorsPortable = "portable"
+
+func (f exportFlags) export(ctx context.Context, lengthGiven bool, stdout, stderr io.Writer) error {
+	if lengthGiven && f.sequenceLength < 1 {
+		return fmt.Errorf("--sequence-length: %d is no length: use at least 1, or leave it out for any length", f.sequenceLength)
+	}
+	if f.operators != operatorsPortable {
+		return fmt.Errorf("--operators: %q is none of portable", f.operators)
+	}
+	if f.experts != "" && f.experts != string(exporter.ExpertsPacked) && f.experts != string(exporter.ExpertsDense) {
+		return fmt.Errorf("--experts: %q is none of packed, dense", f.experts)
+	}
+	if err := writableDirectory(f.output); err != nil {
+		return err
+	}
+	if !f.force && !replaceable(f.output) {
+		return fmt.Errorf("--output: %s exists and is not one of gptoss's graphs: use --force to replace it", f.output)
+	}
+	model, err := checkpoint.Open(f.checkpoint)
+	if err != nil {
+		return err
+	}
+	defer model.Close()
+
+	o := exporter.Options{
+		SequenceLength: f.sequenceLength,
+		Experts:        exporter.Experts(f.experts),
+		HiddenStates:   f.hiddenStates,
+		BlockDebug:     f.blockDebug,
+	}
+	verdict := "not validated"
+	if !f.skipValidation {
+		o.Validate = func(ctx context.Context, path string) error {
+			verdict, err = validate(ctx, model, path, reference.Float32, stderr)
+			return err
+		}
+	}
+	var bar *progressbar.ProgressBar
+	o.Progress = func(written, total int64) {
+		if bar == nil {
+			bar = bytesBar(stderr, total)
+		}
+		bar.Set64(written) //nolint:errcheck // a bar cannot fail the work
+	}
+	if err := exporter.Export(ctx, model, f.output, o); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "%s: %s\n", f.output, verdict)
+	return err
+}
+
+// replaceable reports whether a path is free, or holds a graph that we wrote.
+func replaceable(path string) bool {
+	info, err := os.Stat(path)
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	// A graph of ours keeps its weights elsewhere and is small.
+	const largest = 64 << 20
+	if info.Size() > largest {
+		return false
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return false
+	}
+	var graph onnxpb.ModelProto
+	return proto.Unmarshal(data, &graph) == nil && graph.GetProducerName() == exporter.Producer
+}
+
+// validate runs a graph on tokens that exercise it and judges the outcome. A
+// verdict other than pass is an error with status 1.
+func validate(ctx context.Context, m *checkpoint.Model, path string, precision reference.Precision, stderr io.Writer) (string, error) {
+	session, err := onnxruntime.Open(path, onnxruntime.Options{KeepWeightsMapped: true})
+	if err != nil {
+		return "", fmt.Errorf("validation: %w (or use --skip-validation)", err)
+	}
+	defer session.Close()
+	tokens := exercise(m.Config, session.Length())
+	if terminal(stderr) {
+		fmt.Fprintf(stderr, "validating on %d tokens\n", len(tokens))
+	}
+	results, err := session.Run(ctx, tokens)
+	if err != nil {
+		return "", err
+	}
+	verdict, err := conformance.Judge(ctx, m, tokens, conformance.Subject{Precision: precision, Taps: results},
+		conformance.JudgeOptions{Catalogue: []faults.Fault{}})
+	if err != nil {
+		return "", err
+	}
+	if verdict.Word != conformance.Pass && verdict.Word != conformance.Partial {
+		return "", verdictError("validation: %s: %s", verdict.Word, verdict.Reason)
+	}
+	// Partial: random tokens need not hit every clamp.
+	worst := slices.MaxFunc(verdict.Findings, func(a, b conformance.Finding) int {
+		return cmpFloat(a.Ratio, b.Ratio)
+	})
+	return fmt.Sprintf("agrees with the reference on %d tokens, worst error %.2g of its bound (%s)", len(tokens), worst.Ratio, worst.Tap), nil
+}
+
+func cmpFloat(a, b float64) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// exercise returns tokens for a validation: as many as a graph of fixed length
+// takes, else enough that a third of them see only a window's worth of keys.
+func exercise(c config.Config, fixed int) []int32 {
+	const most = 256 // what the reference can do in reasonable time at real width
+	n := fixed
+	if n == 0 {
+		n = c.SlidingWindow + max(c.SlidingWindow/2, 32)
+	}
+	tokens := make([]int32, min(n, most))
+	for i := range tokens {
+		// Knuth's multiplicative hash: far apart, and the same every time.
+		tokens[i] = int32(uint64(i+1) * 2654435761 % uint64(c.VocabSize))
+	}
+	return tokens
+}
+
+// bytesBar shows bytes written on a terminal, and is silent elsewhere.
+func bytesBar(stderr io.Writer, total int64) *progressbar.ProgressBar {
+	return progressbar.NewOptions64(total,
+		progressbar.OptionSetWriter(stderr),
+		progressbar.OptionSetVisibility(terminal(stderr)),
+		progressbar.OptionSetDescription("weights"),
+		progressbar.OptionShowBytes(true),
+		progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionClearOnFinish(),
+	)
+}
