@@ -19,6 +19,8 @@ type evaluation[F reference.Float] struct {
 	tokens   []int32
 	reals    map[string][]F
 	integers map[string][]int32
+	// places are the tokens' positions; nil means 0, 1, 2, …
+	places []int
 }
 
 func newEvaluation[F reference.Float](ctx context.Context, m *reference.Model[F], tokens []int32) *evaluation[F] {
@@ -63,9 +65,9 @@ func (e *evaluation[F]) compute(full string) []F {
 		q, k, v := s.QKV(l, at(taps.AttnNormed))
 		return map[string][]F{taps.Q: q, taps.K: k, taps.V: v}[name]
 	case taps.QRot:
-		return s.RopeQuery(l, at(taps.Q), positions(len(e.tokens)))
+		return s.RopeQuery(l, at(taps.Q), e.positions())
 	case taps.KRot:
-		return s.RopeKey(l, at(taps.K), positions(len(e.tokens)))
+		return s.RopeKey(l, at(taps.K), e.positions())
 	case taps.AttnCore:
 		return s.Attention(l, reference.AttentionInput[F]{
 			Queries: at(taps.QRot), QueryCount: len(e.tokens),
@@ -96,6 +98,14 @@ func (e *evaluation[F]) compute(full string) []F {
 	default: // taps.Logits: callers ask for registered taps of reals only
 		return s.Unembed(l, e.real(taps.FinalNorm), e.model.Weights.Unembedding)
 	}
+}
+
+// positions are the tokens' positions.
+func (e *evaluation[F]) positions() []int {
+	if e.places != nil {
+		return e.places
+	}
+	return positions(len(e.tokens))
 }
 
 // positions counts 0, 1, … n-1.

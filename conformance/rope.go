@@ -31,13 +31,14 @@ func boundKRot(b bounding, want []float64) []float64 {
 func boundRotation(b bounding, x []float64, heads int, want []float64) []float64 {
 	rotary := reference.NewRotary(b.truth.model.Weights.Config)
 	half := len(rotary.InverseFrequencies)
-	table := rotary.Table(positions(len(b.truth.tokens)))
+	places := b.truth.positions()
+	table := rotary.Table(places)
 	bound := make([]float64, len(want))
 	for row := range len(x) / (2 * half) {
 		token := row / heads
 		for i := range half {
 			cos, sin := math.Abs(table.Cos[token*half+i]), math.Abs(table.Sin[token*half+i])
-			angle := frequencyRoundings * b.sum * float64(token) * rotary.InverseFrequencies[i]
+			angle := frequencyRoundings * b.sum * float64(places[token]) * rotary.InverseFrequencies[i]
 			turn := min(angle, 2) // no angle moves a cosine by more
 			deltaCos := sin*turn + cos*turn*turn/2 + (3*b.sum+b.store)*cos
 			deltaSin := cos*turn + sin*turn*turn/2 + (3*b.sum+b.store)*sin
