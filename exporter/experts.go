@@ -191,7 +191,8 @@ func ChosenExperts(l Layer, x, indices Value) Value {
 }
 
 // Fuse adds up the outputs [tokens, k, hidden] of a token's experts, weighted by
-// weights [tokens, k]: [tokens, hidden].
-func Fuse(l Layer, outputs, weights Value) Value {
+// weights [tokens, k]: [tokens, hidden]. It is given their indices too, which it
+// does not need: a well-known way to get the sum wrong looks biases up by them.
+func Fuse(l Layer, outputs, _, weights Value) Value {
 	return l.Round(l.Squeeze(l.MatMul(l.Unsqueeze(weights, 1), outputs), 1))
 }

@@ -368,6 +368,7 @@ func (s *Scope) Sqrt(v Value) Value       { return s.unary("Sqrt", v) }
 func (s *Scope) Reciprocal(v Value) Value { return s.unary("Reciprocal", v) }
 func (s *Scope) Exp(v Value) Value        { return s.unary("Exp", v) }
 func (s *Scope) Neg(v Value) Value        { return s.unary("Neg", v) }
+func (s *Scope) Erf(v Value) Value        { return s.unary("Erf", v) }
 
 // Where picks a where the condition holds, else b.
 func (s *Scope) Where(condition, a, b Value) Value {

@@ -36,7 +36,7 @@ type Stages struct {
 	Activate      func(l Layer, x Value) Value
 	PackedExperts func(l Layer, x, indices Value) ExpertsOutput
 	DenseExperts  func(l Layer, x, indices Value) ExpertsOutput
-	Fuse          func(l Layer, outputs, weights Value) Value
+	Fuse          func(l Layer, outputs, indices, weights Value) Value
 	MLPResidual   func(l Layer, stream, normed, delta Value) Value
 	FinalNorm     func(l Layer, x, scale Value) Value
 	Unembed       func(l Layer, x, table Value) Value
@@ -315,7 +315,7 @@ func (m *model) block(index int, x Value, common shared) (Value, error) {
 		l.Tap(taps.Activated, result.Activated)
 	}
 	outputs := l.Tap(taps.ExpertOutputs, result.Outputs)
-	fused := l.Tap(taps.Fused, st.Fuse(stage("fuse"), outputs, weights))
+	fused := l.Tap(taps.Fused, st.Fuse(stage("fuse"), outputs, indices, weights))
 	x = l.Tap(taps.Output, st.MLPResidual(l, x, normed, fused))
 	return x, l.graph.Err()
 }

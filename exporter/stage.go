@@ -167,7 +167,8 @@ func (b *stageBuilder) stage(name string) (Value, error) {
 	case taps.ExpertOutputs:
 		return b.expertOutputs(b.input(taps.Activated), b.input(taps.ExpertIndices)), nil
 	case taps.Fused:
-		return st.Fuse(l, b.input(taps.ExpertOutputs), b.input(taps.ExpertWeights)), nil
+		// The indices are not given: only a wrong sum would read them.
+		return st.Fuse(l, b.input(taps.ExpertOutputs), Value{}, b.input(taps.ExpertWeights)), nil
 	case taps.Output:
 		return st.MLPResidual(l, b.input(taps.PostAttention), Value{}, b.input(taps.Fused)), nil
 	case taps.FinalNorm:
