@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/gptoss-conformance/gptoss/reference/config"
+	"github.com/gptoss-conformance/gptoss/reference/tensor"
 )
 
 // Matrix is a weight matrix [rows, cols], rows being outputs: y = W·x.
@@ -29,10 +30,12 @@ type Model struct {
 	FinalNorm   []float32 // [hidden]
 	Unembedding Matrix    // [vocab, hidden], not tied to Embedding
 	Source      Source    // where it came from
+	Notes       []string  // what a user should know about the files, one line each
 
-	tensors []TensorInfo
-	checks  []check
-	close   func() error
+	tensors  []TensorInfo
+	checks   []check
+	mappings []*tensor.Mapping
+	close    func() error
 }
 
 // Block is one transformer block's weights.
@@ -71,6 +74,14 @@ func (m *Model) Weights() int64 {
 		total += int64(rows) * int64(cols)
 	}
 	return total
+}
+
+// Release shrinks the process's resident memory by the pages that were read so
+// far; see [tensor.Mapping.Release].
+func (m *Model) Release() {
+	for _, mapping := range m.mappings {
+		mapping.Release()
+	}
 }
 
 // Close unmaps the files. The model's matrices must not be used afterwards.

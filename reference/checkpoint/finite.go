@@ -54,6 +54,8 @@ func checkFinite(m Matrix) error {
 		if at := firstNonFinite(m.DType, m.Data); at >= 0 {
 			return fmt.Errorf("is not finite at row %d, column %d", at%m.RowCount, at/m.RowCount)
 		}
+	case Chunked:
+		return m.checkFinite()
 	case MXFP4:
 		if at := m.firstOverflow(); at >= 0 {
 			groups := m.ColCount / groupValues
@@ -80,6 +82,25 @@ func checkFinite(m Matrix) error {
 				return fmt.Errorf("row %d %w", r, err)
 			}
 		}
+	}
+	return nil
+}
+
+// checkFinite scans the matrix in storage order, which the chunks don't follow.
+func (m Chunked) checkFinite() error {
+	size := m.DType.Size()
+	each := len(m.Chunks[0]) / size
+	for at, end := m.Start, m.Start+m.RowCount*m.ColCount; at < end; {
+		n := min(each-at%each, end-at)
+		data := m.Chunks[at/each][at%each*size : (at%each+n)*size]
+		if bad := firstNonFinite(m.DType, data); bad >= 0 {
+			bad += at - m.Start
+			if m.Transposed {
+				return fmt.Errorf("is not finite at row %d, column %d", bad%m.RowCount, bad/m.RowCount)
+			}
+			return nonFinite(m.ColCount, bad)
+		}
+		at += n
 	}
 	return nil
 }

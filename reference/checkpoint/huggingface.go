@@ -49,7 +49,7 @@ func (l *loader) experts(name string, experts, rows, cols int) []Matrix {
 	_, blocks := l.tensors[name+"_blocks"]
 	_, plain := l.tensors[name]
 	if plain && !blocks {
-		return l.transposed(name, experts, rows, cols)
+		return l.stacked(name, experts, rows, cols, true)
 	}
 	return l.mxfp4(name+"_blocks", name+"_scales", experts, rows, cols)
 }

@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -42,16 +43,21 @@ type check struct {
 	matrix Matrix
 }
 
+// located is a tensor and the file that it is in. Flax stores large arrays in
+// several pieces; then Data is nil.
 type located struct {
 	tensor.Tensor
-	file *tensor.File
+	path   string
+	chunks [][]byte // of equal size, but the last
 }
 
 // loader takes a checkpoint's tensors apart. What is wrong is collected.
 type loader struct {
 	config     config.Config
 	configFile string
-	files      []*tensor.File
+	layout     string
+	paths      []string // of the files
+	mappings   []*tensor.Mapping
 	names      []string // in file order
 	tensors    map[string]located
 	used       map[string]bool
@@ -60,10 +66,21 @@ type loader struct {
 	checks     []check
 }
 
+func newLoader(configFile string) *loader {
+	return &loader{configFile: configFile, tensors: map[string]located{}, used: map[string]bool{}}
+}
+
+// add makes a mapped file one of the checkpoint's.
+func (l *loader) add(m *tensor.Mapping) {
+	l.mappings = append(l.mappings, m)
+	l.paths = append(l.paths, m.Path())
+	l.bytes += m.Size()
+}
+
 func (l *loader) close() error {
 	var errs []error
-	for _, f := range l.files {
-		errs = append(errs, f.Close())
+	for _, m := range l.mappings {
+		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -91,14 +108,13 @@ func (l *loader) open(path string) error {
 	if layoutOf(names) == "" {
 		return f.Close()
 	}
-	l.files = append(l.files, f)
-	l.bytes += f.Size()
+	l.add(f.Mapping)
 	for _, name := range names {
 		t, _ := f.Tensor(name)
 		if other, ok := l.tensors[name]; ok {
-			return fmt.Errorf("%s: tensor %q is also in %s", path, name, other.file.Path())
+			return fmt.Errorf("%s: tensor %q is also in %s", path, name, other.path)
 		}
-		l.tensors[name] = located{t, f}
+		l.tensors[name] = located{t, path, nil}
 		l.names = append(l.names, name)
 	}
 	return nil
@@ -108,7 +124,7 @@ func (l *loader) infos() []TensorInfo {
 	infos := make([]TensorInfo, 0, len(l.names))
 	for _, name := range l.names {
 		t := l.tensors[name]
-		infos = append(infos, TensorInfo{name, t.DType, t.Shape, int64(len(t.Data)), t.file.Path()})
+		infos = append(infos, TensorInfo{name, t.DType, t.Shape, int64(t.size()), t.path})
 	}
 	return infos
 }
@@ -122,11 +138,11 @@ func (l *loader) take(name string, accept func(tensor.DType) bool, wantType stri
 	}
 	l.used[name] = true
 	if !accept(t.DType) {
-		l.issue("%s: tensor %q is %s, want %s", t.file.Path(), name, t.DType, wantType)
+		l.issue("%s: tensor %q is %s, want %s", t.path, name, t.DType, wantType)
 		return t, false
 	}
 	if !slices.Equal(t.Shape, shape) {
-		l.issue("%s: tensor %q has shape %v, but %s calls for %v", t.file.Path(), name, t.Shape, l.configFile, shape)
+		l.issue("%s: tensor %q has shape %v, but %s calls for %v", t.path, name, t.Shape, l.configFile, shape)
 		return t, false
 	}
 	return t, true
@@ -134,10 +150,10 @@ func (l *loader) take(name string, accept func(tensor.DType) bool, wantType stri
 
 // where names the files, for errors about a tensor that none of them has.
 func (l *loader) where() string {
-	if len(l.files) == 1 {
-		return l.files[0].Path()
+	if len(l.paths) == 1 {
+		return l.paths[0]
 	}
-	return fmt.Sprintf("%s and %d more files", l.files[0].Path(), len(l.files)-1)
+	return fmt.Sprintf("%s and %d more files", l.paths[0], len(l.paths)-1)
 }
 
 const denseTypes = "BF16, F16 or F32"
@@ -153,10 +169,10 @@ func (l *loader) vector(name string, n int) []float32 {
 
 func (l *loader) decode(name string, t located) []float32 {
 	values := make([]float32, t.Elements())
-	widen(t.DType, values, t.Data)
+	t.view(1, len(values), 0, false).Rows(values, 0, 1)
 	for i, v := range values {
 		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-			l.issue("%s: tensor %q is not finite at element %d", t.file.Path(), name, i)
+			l.issue("%s: tensor %q is not finite at element %d", t.path, name, i)
 			break
 		}
 	}
@@ -183,13 +199,65 @@ func (l *loader) matrix(name string, rows, cols int) Matrix {
 	if !ok {
 		return nil
 	}
-	m := dense(t.DType, rows, cols, t.Data)
+	m := t.view(rows, cols, 0, false)
 	l.watch(t, name, m)
 	return m
 }
 
+// kernel returns a view of a dense tensor that is stored [inputs, outputs].
+func (l *loader) kernel(name string, rows, cols int) Matrix {
+	t, ok := l.take(name, isDense, denseTypes, cols, rows)
+	if !ok {
+		return nil
+	}
+	m := t.view(rows, cols, 0, true)
+	l.watch(t, name, m)
+	return m
+}
+
+// stacked returns views of the experts' matrices in a dense tensor, each
+// [rows, cols] or transposed [cols, rows].
+func (l *loader) stacked(name string, experts, rows, cols int, transposed bool) []Matrix {
+	shape := []int{experts, rows, cols}
+	if transposed {
+		shape = []int{experts, cols, rows}
+	}
+	t, ok := l.take(name, isDense, denseTypes, shape...)
+	if !ok {
+		return nil
+	}
+	out := make([]Matrix, experts)
+	for e := range out {
+		out[e] = t.view(rows, cols, e*rows*cols, transposed)
+		l.checks = append(l.checks, check{fmt.Sprintf("%s: tensor %q, expert %d", t.path, name, e), out[e]})
+	}
+	return out
+}
+
 func (l *loader) watch(t located, name string, m Matrix) {
-	l.checks = append(l.checks, check{fmt.Sprintf("%s: tensor %q", t.file.Path(), name), m})
+	l.checks = append(l.checks, check{fmt.Sprintf("%s: tensor %q", t.path, name), m})
+}
+
+// size returns the bytes of the data.
+func (t located) size() int {
+	n := len(t.Data)
+	for _, c := range t.chunks {
+		n += len(c)
+	}
+	return n
+}
+
+// view returns the matrix that begins at an element of the tensor.
+func (t located) view(rows, cols, at int, transposed bool) Matrix {
+	if t.chunks != nil {
+		return Chunked{rows, cols, t.DType, transposed, at, t.chunks}
+	}
+	size := t.DType.Size()
+	data := t.Data[at*size : (at+rows*cols)*size]
+	if transposed {
+		return Transposed{rows, cols, t.DType, data}
+	}
+	return dense(t.DType, rows, cols, data)
 }
 
 // mxfp4 returns views of the experts' matrices in MXFP4.
@@ -210,24 +278,27 @@ func (l *loader) mxfp4(blocks, scales string, experts, rows, cols int) []Matrix 
 	for e := range out {
 		m := MXFP4{rows, cols, b.Data[e*size*groupBytes : (e+1)*size*groupBytes], s.Data[e*size : (e+1)*size]}
 		out[e] = m
-		l.checks = append(l.checks, check{fmt.Sprintf("%s: tensor %q, expert %d", b.file.Path(), blocks, e), m})
+		l.checks = append(l.checks, check{fmt.Sprintf("%s: tensor %q, expert %d", b.path, blocks, e), m})
 	}
 	return out
 }
 
-// transposed returns views of the experts' matrices that are stored
-// [experts, cols, rows].
-func (l *loader) transposed(name string, experts, rows, cols int) []Matrix {
-	t, ok := l.take(name, isDense, denseTypes, experts, cols, rows)
-	if !ok {
-		return nil
+// finish reports what is wrong, or completes the model. Small checkpoints are
+// checked for values that are not finite.
+func (l *loader) finish(m *Model) error {
+	for _, name := range l.names {
+		if !l.used[name] {
+			l.issue("%s: tensor %q is unexpected: a model of %d layers in the %s layout has none of this name",
+				l.tensors[name].path, name, l.config.Layers, l.layout)
+		}
 	}
-	size := rows * cols * t.DType.Size()
-	out := make([]Matrix, experts)
-	for e := range out {
-		m := Transposed{rows, cols, t.DType, t.Data[e*size : (e+1)*size]}
-		out[e] = m
-		l.checks = append(l.checks, check{fmt.Sprintf("%s: tensor %q, expert %d", t.file.Path(), name, e), m})
+	if err := l.result(); err != nil {
+		return err
 	}
-	return out
+	m.Config, m.Source.Layout = l.config, l.layout
+	m.tensors, m.checks, m.mappings = l.infos(), l.checks, l.mappings
+	if l.bytes <= checkAllBelow {
+		return m.Check(context.Background())
+	}
+	return nil
 }

@@ -144,6 +144,50 @@ func (m Transposed) Rows(dst []float32, from, n int) {
 	}
 }
 
+// Chunked is a matrix inside a tensor that is stored in several pieces, as Flax
+// stores arrays of more than 2^30 bytes.
+type Chunked struct {
+	RowCount, ColCount int
+	DType              tensor.DType // BF16, F16 or F32
+	Transposed         bool         // stored [cols, rows]
+	Start              int          // the matrix's first element in the tensor
+	Chunks             [][]byte     // the tensor: pieces of equal size, but the last
+}
+
+// Dims returns outputs and inputs.
+func (m Chunked) Dims() (int, int) { return m.RowCount, m.ColCount }
+
+// Rows widens rows [from, from+n) into dst.
+func (m Chunked) Rows(dst []float32, from, n int) {
+	if !m.Transposed {
+		m.widen(dst[:n*m.ColCount], m.Start+from*m.ColCount)
+		return
+	}
+	var line [transposeTile]float32
+	for r := 0; r < n; r += transposeTile {
+		width := min(transposeTile, n-r)
+		for c := range m.ColCount {
+			m.widen(line[:width], m.Start+c*m.RowCount+from+r)
+			out := dst[r*m.ColCount+c:]
+			for i, v := range line[:width] {
+				out[i*m.ColCount] = v
+			}
+		}
+	}
+}
+
+// widen reads elements in storage order.
+func (m Chunked) widen(dst []float32, at int) {
+	size := m.DType.Size()
+	each := len(m.Chunks[0]) / size
+	for len(dst) > 0 {
+		chunk := m.Chunks[at/each][at%each*size:]
+		n := min(len(dst), len(chunk)/size)
+		widen(m.DType, dst[:n], chunk)
+		dst, at = dst[n:], at+n
+	}
+}
+
 // Stack is the rows of several matrices one after another: Hugging Face's q, k
 // and v, which OpenAI stores as one. All have the same number of columns.
 type Stack struct {

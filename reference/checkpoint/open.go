@@ -1,7 +1,6 @@
 package checkpoint
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -29,10 +28,28 @@ const (
 // [Model.Check], and their small tensors at once.
 const checkAllBelow = 256 << 20
 
-// Open opens a checkpoint: a directory, one .safetensors file with a
-// config.json beside it, or a directory of the Hugging Face hub's cache
-// (models--NAME, with refs and snapshots). The layout is told by the names of
-// the tensors.
+// Options say what a path alone does not.
+type Options struct {
+	// Config names the configuration file, instead of the one beside the weights.
+	Config string
+	// UndoGateBias repairs the router's bias of an Equinox checkpoint; see
+	// [Model.Notes] and README.md. It is an error for the other layouts.
+	UndoGateBias bool
+}
+
+// Open opens a checkpoint with the configuration that lies beside it. See
+// [OpenWith].
+func Open(path string) (*Model, error) { return OpenWith(path, Options{}) }
+
+// OpenWith opens a checkpoint. The path is
+//
+//   - a directory, or one .safetensors file with a config.json beside it, in
+//     OpenAI's or Hugging Face's layout, told apart by the tensors' names;
+//   - a directory of the Hugging Face hub's cache (with refs and snapshots);
+//   - a Flax bundle NAME.msgpack with NAME.config.json or
+//     NAME.msgpack.config.json beside it;
+//   - an Equinox file NAME.eqx with NAME.eqx.meta.json beside it;
+//   - a directory with one file of the last two kinds.
 //
 // Every tensor's presence, dtype and shape is checked against the
 // configuration; a tensor that the configuration does not call for is an error
@@ -41,12 +58,26 @@ const checkAllBelow = 256 << 20
 // 256 MiB, are checked to be finite; call [Model.Check] for the rest.
 //
 // The weights stay in the mapped files until the model is closed.
-func Open(path string) (*Model, error) {
-	place, err := locate(path)
+func OpenWith(path string, o Options) (*Model, error) {
+	at, err := locate(path)
 	if err != nil {
 		return nil, err
 	}
-	return openSafetensors(path, place)
+	l := newLoader(at.configFile)
+	m := &Model{Source: Source{Path: path}, close: l.close}
+	switch {
+	case at.bundle != "":
+		err = l.openFlax(m, at.bundle, o)
+	case at.leaves != "":
+		err = l.openEquinox(m, at.leaves, o)
+	default:
+		err = l.openSafetensors(m, at, o)
+	}
+	if err != nil {
+		l.close()
+		return nil, err
+	}
+	return m, nil
 }
 
 // place is where a checkpoint's files are.
@@ -55,6 +86,8 @@ type place struct {
 	files      []string          // safetensors, sorted
 	index      map[string]string // tensor name to file, nil without an index
 	indexFile  string
+	bundle     string // a Flax bundle, and nothing else
+	leaves     string // an Equinox file, and nothing else
 }
 
 const (
@@ -71,8 +104,14 @@ func locate(path string) (place, error) {
 		return place{}, err
 	}
 	if !info.IsDir() {
-		if !strings.HasSuffix(path, ".safetensors") {
-			return place{}, fmt.Errorf("%s: not a checkpoint: expected a directory or a .safetensors file", path)
+		switch filepath.Ext(path) {
+		case flaxSuffix:
+			return place{bundle: path}, nil
+		case equinoxSuffix:
+			return place{leaves: path}, nil
+		case ".safetensors":
+		default:
+			return place{}, fmt.Errorf("%s: not a checkpoint: expected a directory or a file .safetensors, .msgpack or .eqx", path)
 		}
 		return place{configFile: filepath.Join(filepath.Dir(path), configName), files: []string{path}}, nil
 	}
@@ -81,14 +120,14 @@ func locate(path string) (place, error) {
 		return place{}, err
 	}
 	p, err := locateIn(directory)
-	if err != nil || len(p.files) > 0 {
+	if err != nil || len(p.files) > 0 || p.bundle != "" || p.leaves != "" {
 		return p, err
 	}
 	// A hub download may hold OpenAI's files only, in their sub-directory.
 	if p, err = locateIn(filepath.Join(directory, originalDir)); err == nil && len(p.files) > 0 {
 		return p, nil
 	}
-	return place{}, fmt.Errorf("%s: no .safetensors files here", directory)
+	return place{}, fmt.Errorf("%s: no .safetensors, .msgpack or .eqx files here", directory)
 }
 
 // locateIn lists the files of one directory. No files is no error.
@@ -99,11 +138,24 @@ func locateIn(directory string) (place, error) {
 	}
 	p := place{configFile: filepath.Join(directory, configName)}
 	names := map[string]bool{}
+	var others []string
 	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); ext == flaxSuffix || ext == equinoxSuffix {
+			others = append(others, filepath.Join(directory, e.Name()))
+		}
 		if name := e.Name(); strings.HasSuffix(name, ".safetensors") && !strings.HasPrefix(name, ".") {
 			names[name] = true
 			p.files = append(p.files, filepath.Join(directory, name)) // ReadDir sorts
 		}
+	}
+	if len(p.files) == 0 && len(others) == 1 {
+		if filepath.Ext(others[0]) == flaxSuffix {
+			return place{bundle: others[0]}, nil
+		}
+		return place{leaves: others[0]}, nil
+	}
+	if len(p.files) == 0 && len(others) > 1 {
+		return place{}, fmt.Errorf("%s: has %d checkpoints (%s, ...); name one of them", directory, len(others), filepath.Base(others[0]))
 	}
 	if slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() == indexName }) {
 		p.indexFile = filepath.Join(directory, indexName)
@@ -113,7 +165,7 @@ func locateIn(directory string) (place, error) {
 		}
 		// OpenAI's loader reads every file and knows no index; Hugging Face's
 		// reads what the index names.
-		if layoutOf(keys(index)) == HuggingFace {
+		if layoutOf(slices.Collect(maps.Keys(index))) == HuggingFace {
 			return p.indexed(directory, index, names)
 		}
 		return p, nil
@@ -271,65 +323,48 @@ func layoutOf(names []string) string {
 	return ""
 }
 
-func openSafetensors(path string, at place) (_ *Model, err error) {
-	l := &loader{tensors: map[string]located{}, used: map[string]bool{}, configFile: at.configFile}
-	m := &Model{Source: Source{Path: path}, close: l.close}
-	defer func() {
-		if err != nil {
-			l.close()
-		}
-	}()
+func (l *loader) openSafetensors(m *Model, at place, o Options) error {
+	if o.UndoGateBias {
+		return fmt.Errorf("%s: only an Equinox file can have a gate bias to undo", m.Source.Path)
+	}
+	if o.Config != "" {
+		l.configFile = o.Config
+	}
 	for _, file := range at.files {
 		if err := l.open(file); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(at.index)) {
-		if got, ok := l.tensors[name]; !ok || got.file.Path() != at.index[name] {
+		if got, ok := l.tensors[name]; !ok || got.path != at.index[name] {
 			l.issue("%s: tensor %q should be in %s", at.indexFile, name, at.index[name])
 		}
 	}
 	for _, name := range l.names {
 		if _, ok := at.index[name]; !ok && at.index != nil {
-			l.issue("%s: tensor %q is not in the index", l.tensors[name].file.Path(), name)
+			l.issue("%s: tensor %q is not in the index", l.tensors[name].path, name)
 		}
 	}
 
-	m.Source.Layout = layoutOf(l.names)
-	if m.Source.Layout == "" {
-		return nil, fmt.Errorf("%s: the tensors have neither OpenAI's names (block.0.attn.qkv.weight) nor Hugging Face's (model.layers.0.self_attn.q_proj.weight)", path)
+	l.layout = layoutOf(l.names)
+	if l.layout == "" {
+		return fmt.Errorf("%s: the tensors have neither OpenAI's names (block.0.attn.qkv.weight) nor Hugging Face's (model.layers.0.self_attn.q_proj.weight)", m.Source.Path)
 	}
-	if m.Config, err = config.Read(at.configFile); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("%s: is missing; a checkpoint needs its configuration", at.configFile)
-		}
-		return nil, err
+	if err := l.readConfig(); err != nil {
+		return err
 	}
-	l.config = m.Config
-	if m.Source.Layout == OpenAI {
+	if l.layout == OpenAI {
 		l.openAI(m)
 	} else {
 		l.huggingFace(m)
 	}
-	for _, name := range l.names {
-		if !l.used[name] {
-			l.issue("%s: tensor %q is unexpected: a model of %d layers in the %s layout has none of this name",
-				l.tensors[name].file.Path(), name, l.config.Layers, m.Source.Layout)
-		}
-	}
-	if err := l.result(); err != nil {
-		return nil, err
-	}
-	m.tensors = l.infos()
-	m.checks = l.checks
-	if l.bytes <= checkAllBelow {
-		if err := m.Check(context.Background()); err != nil {
-			return nil, err
-		}
-	}
-	return m, nil
+	return l.finish(m)
 }
 
-func keys(m map[string]string) []string {
-	return slices.Collect(maps.Keys(m))
+// readConfig reads the configuration file.
+func (l *loader) readConfig() (err error) {
+	if l.config, err = config.Read(l.configFile); errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s: is missing; a checkpoint needs its configuration", l.configFile)
+	}
+	return err
 }

@@ -254,7 +254,7 @@ func TestOpenRefusesPlaces(t *testing.T) {
 	_, err := Open(filepath.Join(d, "missing"))
 	require.ErrorIs(t, err, os.ErrNotExist)
 	_, err = Open(d)
-	require.ErrorContains(t, err, "no .safetensors files here")
+	require.ErrorContains(t, err, "no .safetensors, .msgpack or .eqx files here")
 	put(t, filepath.Join(d, "model.bin"), []byte("x"))
 	_, err = Open(filepath.Join(d, "model.bin"))
 	require.ErrorContains(t, err, "not a checkpoint")

@@ -9,13 +9,10 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"runtime"
 	"slices"
-	"sync"
 	"unicode/utf8"
 
-	"github.com/edsrzf/mmap-go"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
@@ -44,40 +41,10 @@ const (
 // File is an open safetensors file. Its tensors are views of the mapped file
 // and must not be used after Close. It is safe for concurrent use.
 type File struct {
-	path     string
-	data     mmap.MMap
+	*Mapping
 	names    []string
 	tensors  map[string]Tensor
 	metadata map[string]string
-
-	closeOnce sync.Once
-	closeErr  error
-}
-
-// MapFile maps a regular file that is not empty. It is what the readers of
-// other formats start from too; the caller unmaps it.
-func MapFile(path string) (mmap.MMap, error) {
-	// Stat first: opening a pipe would wait for its writer.
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	}
-	if info.Size() == 0 {
-		return nil, fmt.Errorf("%s: the file is empty", path)
-	}
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	data, err := mmap.Map(file, mmap.RDONLY, 0)
-	if err != nil {
-		return nil, fmt.Errorf("%s: mapping the file: %w", path, err)
-	}
-	return data, nil
 }
 
 // OpenSafetensors maps a file and checks its header completely: afterwards
@@ -85,14 +52,14 @@ func MapFile(path string) (mmap.MMap, error) {
 // don't overlap, and they fill the file. Nothing is allocated from a length
 // that the file does not have.
 func OpenSafetensors(path string) (*File, error) {
-	data, err := MapFile(path)
+	mapping, err := Map(path)
 	if err != nil {
 		return nil, err
 	}
-	f := &File{path: path, data: data}
-	f.names, f.tensors, f.metadata, err = parseSafetensors(data)
+	f := &File{Mapping: mapping}
+	f.names, f.tensors, f.metadata, err = parseSafetensors(mapping.Bytes())
 	if err != nil {
-		data.Unmap()
+		mapping.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return f, nil
@@ -237,12 +204,6 @@ func parseEntry(r *strictjson.Reader, name string) (entry, error) {
 	return e, nil
 }
 
-// Path returns the name that the file was opened with.
-func (f *File) Path() string { return f.path }
-
-// Size returns the bytes of the file.
-func (f *File) Size() int64 { return int64(len(f.data)) }
-
 // Names lists the tensors in the order of their data.
 func (f *File) Names() []string { return slices.Clone(f.names) }
 
@@ -254,12 +215,6 @@ func (f *File) Tensor(name string) (Tensor, bool) {
 
 // Metadata returns the strings of the header's __metadata__.
 func (f *File) Metadata() map[string]string { return maps.Clone(f.metadata) }
-
-// Close unmaps the file. It may be called more than once.
-func (f *File) Close() error {
-	f.closeOnce.Do(func() { f.closeErr = f.data.Unmap() })
-	return f.closeErr
-}
 
 // ReadSafetensors reads a whole file into memory. It is for small files that
 // must outlive the reading, golden tensors for one.

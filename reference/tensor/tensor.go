@@ -93,13 +93,16 @@ func byteSize(d DType, shape []int) (int, error) {
 }
 
 // Check reports a tensor whose data is not as long as its dtype and shape say.
-func (t Tensor) Check() error {
+func (t Tensor) Check() error { return t.CheckSize(len(t.Data)) }
+
+// CheckSize is Check for data that is not in one piece.
+func (t Tensor) CheckSize(size int) error {
 	want, err := byteSize(t.DType, t.Shape)
 	if err != nil {
 		return err
 	}
-	if len(t.Data) != want {
-		return fmt.Errorf("has %d bytes, but %s %v takes %d", len(t.Data), t.DType, t.Shape, want)
+	if size != want {
+		return fmt.Errorf("has %d bytes, but %s %v takes %d", size, t.DType, t.Shape, want)
 	}
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 )
 
 // Exit statuses. A shell script can tell a verdict from a mistake: 1 means
@@ -71,6 +73,27 @@ func run(ctx context.Context, commands []*cobra.Command, arguments []string, std
 		return withStatus.status
 	}
 	return exitInput
+}
+
+// checkpointFlags gives a command the flags that say how its checkpoint is
+// opened; [openCheckpoint] takes what they hold.
+func checkpointFlags(command *cobra.Command) *checkpoint.Options {
+	var o checkpoint.Options
+	command.Flags().StringVar(&o.Config, "config", "", "configuration file, instead of the one beside the weights")
+	command.Flags().BoolVar(&o.UndoGateBias, "undo-gate-bias", false, "restore the gate bias that jax2onnx's Equinox loader changes")
+	return &o
+}
+
+// openCheckpoint opens a checkpoint and passes its notes on to stderr.
+func openCheckpoint(command *cobra.Command, path string, o *checkpoint.Options) (*checkpoint.Model, error) {
+	model, err := checkpoint.OpenWith(path, *o)
+	if err != nil {
+		return nil, err
+	}
+	for _, note := range model.Notes {
+		fmt.Fprintf(command.ErrOrStderr(), "gptoss: note: %s\n", note)
+	}
+	return model, nil
 }
 
 // oneLine joins the lines of a message, because some libraries' errors have

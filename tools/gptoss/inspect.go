@@ -30,18 +30,19 @@ type inspection struct {
 // inspectCommand shows what a checkpoint is.
 func inspectCommand() *cobra.Command {
 	var asJSON, noDigest bool
+	var options *checkpoint.Options
 	command := &cobra.Command{
 		Use:   "inspect PATH",
 		Short: "Show a checkpoint's layout, configuration, tensors and digest",
 		Long: `Show a checkpoint's layout, configuration, tensors and digest.
 
-PATH is a directory, a .safetensors file, or a model's directory in the Hugging
-Face hub's cache. The digest identifies the model: it is computed from the
+PATH is a directory, a .safetensors, .msgpack (Flax) or .eqx (Equinox) file, or a
+model's directory in the Hugging Face hub's cache. The digest identifies the model: it is computed from the
 values of all weights, which are read completely and checked to be finite, and
 it is the same for every layout of the same model.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, arguments []string) error {
-			model, err := checkpoint.Open(arguments[0])
+			model, err := openCheckpoint(cmd, arguments[0], options)
 			if err != nil {
 				return err
 			}
@@ -69,6 +70,7 @@ it is the same for every layout of the same model.`,
 			return i.print(cmd.OutOrStdout())
 		},
 	}
+	options = checkpointFlags(command)
 	command.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	command.Flags().BoolVar(&noDigest, "no-digest", false, "don't read the weights: no digest, no check for NaN")
 	return command
