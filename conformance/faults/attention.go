@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/gptoss-conformance/gptoss/exporter"
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 	"github.com/gptoss-conformance/gptoss/reference/config"
@@ -46,12 +47,14 @@ func windows() []Fault {
 			ID:          "window-on-odd-layers",
 			Explanation: "The window is on layers 1, 3, … instead of 0, 2, …",
 			Thread:      "https://github.com/huggingface/transformers/pull/31775",
+			Related:     true,
 			Checkpoint:  configured(func(c *config.Config) { slide(c, func(layer int) bool { return layer%2 == 1 }) }),
 		}),
 		attentionCore(Fault{
 			ID:          "window-on-all-layers",
 			Explanation: "Every layer has the window, those with full attention too.",
 			Thread:      "https://github.com/vllm-project/vllm/pull/21863",
+			Related:     true,
 			Checkpoint:  configured(func(c *config.Config) { slide(c, func(int) bool { return true }) }),
 		}),
 		attentionCore(Fault{
@@ -64,17 +67,21 @@ func windows() []Fault {
 			ID:          "window-both-sides",
 			Explanation: "A windowed layer's query also sees the window - 1 keys after it.",
 			Thread:      "https://github.com/ModelTC/LightLLM/pull/1311",
+			Related:     true,
 			Stages:      Swap{Wide: windowBothSides[float64], Single: windowBothSides[float32]},
+			Graph:       windowBothSidesGraph,
 		}),
 		attentionCore(Fault{
 			ID:          "attention-sees-next",
 			Explanation: "The causal mask is off by one: a query sees the key after it.",
 			Stages:      Swap{Wide: attentionSeesNext[float64], Single: attentionSeesNext[float32]},
+			Graph:       attentionSeesNextGraph,
 		}),
 		attentionCore(Fault{
 			ID:          "attention-excludes-self",
 			Explanation: "The causal mask is off by one the other way: a query does not see its own key.",
 			Stages:      Swap{Wide: attentionExcludesSelf[float64], Single: attentionExcludesSelf[float32]},
+			Graph:       attentionExcludesSelfGraph,
 		}),
 	}
 }
@@ -123,8 +130,44 @@ func attentionExcludesSelf[F reference.Float](s *reference.Stages[F]) {
 	}
 }
 
-// noSink is the logit of a sink that takes no part in the softmax.
-var noSink = float32(math.Inf(-1))
+func windowBothSidesGraph(s *exporter.Stages) {
+	visible := s.Visible
+	s.Visible = func(scope *exporter.Scope, queries, keys exporter.Value, window int) exporter.Value {
+		right := visible(scope, queries, keys, window)
+		if window == 0 {
+			return right
+		}
+		distance := scope.Subtract(scope.Unsqueeze(keys, 0), scope.Unsqueeze(queries, 1)) // of the keys after
+		after := scope.And(scope.GreaterOrEqual(distance, scope.Int64(0)), scope.Less(distance, scope.Int64(window)))
+		return or(scope, right, after)
+	}
+}
+
+func attentionSeesNextGraph(s *exporter.Stages) {
+	visible := s.Visible
+	s.Visible = func(scope *exporter.Scope, queries, keys exporter.Value, window int) exporter.Value {
+		next := scope.Equal(scope.Unsqueeze(keys, 0), scope.Unsqueeze(scope.Add(queries, scope.Int64(1)), 1))
+		return or(scope, visible(scope, queries, keys, window), next)
+	}
+}
+
+func attentionExcludesSelfGraph(s *exporter.Stages) {
+	visible := s.Visible
+	s.Visible = func(scope *exporter.Scope, queries, keys exporter.Value, window int) exporter.Value {
+		before := scope.Less(scope.Unsqueeze(keys, 0), scope.Unsqueeze(queries, 1))
+		return scope.And(visible(scope, queries, keys, window), before)
+	}
+}
+
+// or is true where either is.
+func or(s *exporter.Scope, a, b exporter.Value) exporter.Value {
+	one, zero := s.Float(1), s.Float(0)
+	return s.Less(zero, s.Add(s.Where(a, one, zero), s.Where(b, one, zero)))
+}
+
+// noSink is the logit of a sink that takes no part in the softmax: the exponential
+// is 0 in any format. It is finite, as weights must be.
+const noSink = -math.MaxFloat32
 
 // sinks lists the faults of the attention sinks.
 func sinks() []Fault {
@@ -139,12 +182,15 @@ func sinks() []Fault {
 			ID:          "sinks-kept-in-values",
 			Explanation: "The sink's probability is not dropped but weighs the last visible value.",
 			Stages:      Swap{Wide: sinksKeptInValues[float64], Single: sinksKeptInValues[float32]},
+			Graph:       sinksKeptInValuesGraph,
 		}),
 		attentionCore(Fault{
 			ID:          "sinks-not-in-max",
 			Explanation: "exp(sink) is added without the shift by the largest score that the other scores get.",
 			Thread:      "https://github.com/NVIDIA/TensorRT-LLM/pull/19220",
+			Related:     true,
 			Stages:      Swap{Wide: sinksNotInMax[float64], Single: sinksNotInMax[float32]},
+			Graph:       sinksNotInMaxGraph,
 		}),
 		attentionCore(Fault{
 			ID:          "sinks-counted-twice",
@@ -158,6 +204,7 @@ func sinks() []Fault {
 			ID:          "sinks-scaled",
 			Explanation: "The sinks are divided by sqrt(head_dim), as the scores are.",
 			Thread:      "https://github.com/ROCm/rocm-libraries/issues/12227",
+			Related:     true,
 			Checkpoint: resunk(func(c config.Config, head int, sinks []float32) float32 {
 				return float32(float64(sinks[head]) / math.Sqrt(float64(c.HeadDim)))
 			}),
@@ -166,6 +213,7 @@ func sinks() []Fault {
 			ID:          "sinks-first-group-only",
 			Explanation: "Only the query heads of the first key/value head have a sink.",
 			Thread:      "https://github.com/NVIDIA/TensorRT-LLM/pull/15739",
+			Related:     true,
 			Checkpoint: resunk(func(c config.Config, head int, sinks []float32) float32 {
 				if head < c.Heads/c.KVHeads {
 					return sinks[head]
@@ -177,6 +225,7 @@ func sinks() []Fault {
 			ID:          "sinks-misgrouped",
 			Explanation: "The sinks are repeated for grouped queries like key/value heads, though there is one for every query head.",
 			Thread:      "https://github.com/pie-project/pie/pull/272",
+			Related:     true,
 			Checkpoint: resunk(func(c config.Config, head int, sinks []float32) float32 {
 				return sinks[head/(c.Heads/c.KVHeads)]
 			}),
@@ -212,6 +261,19 @@ func sinksKeptInValues[F reference.Float](s *reference.Stages[F]) {
 	}
 }
 
+// sinksKeptInValuesGraph gives the last visible key what is missing from 1.
+func sinksKeptInValuesGraph(s *exporter.Stages) {
+	softmax := s.Softmax
+	s.Softmax = func(l exporter.Layer, scores, sinks exporter.Value) exporter.Value {
+		keys := l.Range(l.Int64(0), l.Squeeze(l.SizeOf(scores, 3), 0), scores.Shape()[3])
+		visible := l.Less(l.Float(noSink), scores) // masked ones are -Inf
+		last := l.ReduceMax(l.Where(visible, keys, l.Int64(-1)), 3, true)
+		probabilities := softmax(l, scores, sinks)
+		sink := l.Subtract(l.Float(1), l.ReduceSum(probabilities, 3, true))
+		return l.Add(probabilities, l.Where(l.Equal(keys, last), sink, l.Float(0)))
+	}
+}
+
 // sinksNotInMax raises the sink by the shift that it does not get:
 // exp(sink) = exp((sink + max) − max).
 func sinksNotInMax[F reference.Float](s *reference.Stages[F]) {
@@ -224,6 +286,13 @@ func sinksNotInMax[F reference.Float](s *reference.Stages[F]) {
 	}
 }
 
+func sinksNotInMaxGraph(s *exporter.Stages) {
+	softmax := s.Softmax
+	s.Softmax = func(l exporter.Layer, scores, sinks exporter.Value) exporter.Value {
+		return softmax(l, scores, l.Add(sinks, l.ReduceMax(scores, 3, true)))
+	}
+}
+
 // scores lists the faults of the scores' scale and of the heads.
 func scores() []Fault {
 	return []Fault{
@@ -231,33 +300,46 @@ func scores() []Fault {
 			ID:          "attention-scale-missing",
 			Explanation: "The scores are not divided by sqrt(head_dim).",
 			Thread:      "https://github.com/mlc-ai/mlc-llm/pull/3426",
+			Related:     true,
 			Stages:      Swap{Wide: attentionScaleMissing[float64], Single: attentionScaleMissing[float32]},
+			Graph:       attentionScaleMissingGraph,
 		}),
 		attentionCore(Fault{
 			ID:          "attention-scale-from-hidden",
 			Explanation: "The scores are divided by sqrt(hidden/heads), where head_dim is not that (45 and 64 in gpt-oss).",
 			Thread:      "https://github.com/NVIDIA-NeMo/Automodel/pull/3091",
+			Related:     true,
 			Stages:      Swap{Wide: attentionScaleFromHidden[float64], Single: attentionScaleFromHidden[float32]},
+			Graph:       attentionScaleFromHiddenGraph,
 		}),
 		attentionCore(Fault{
 			ID:          "attention-scale-packed-qkv",
 			Explanation: "The scale takes the width of q, k and v together, divided by the query heads, for head_dim.",
 			Thread:      "https://github.com/ROCm/hip-ep/pull/621",
+			Related:     true,
 			Stages:      Swap{Wide: attentionScalePackedQKV[float64], Single: attentionScalePackedQKV[float32]},
+			Graph:       attentionScalePackedQKVGraph,
 		}),
 		attentionCore(Fault{
 			ID:          "attention-scale-twice",
 			Explanation: "The scores are divided by sqrt(head_dim) twice.",
 			Thread:      "https://github.com/huggingface/transformers/pull/38290",
+			Related:     true,
 			Stages:      Swap{Wide: attentionScaleTwice[float64], Single: attentionScaleTwice[float32]},
+			Graph:       attentionScaleTwiceGraph,
 		}),
 		attentionCore(Fault{
 			ID:          "gqa-heads-misgrouped",
 			Explanation: "Query head h reads key/value head h mod kv_heads (tiled) instead of h / group (repeated).",
 			Thread:      "https://github.com/onnx/onnx/pull/7274",
 			Stages:      Swap{Wide: gqaHeadsMisgrouped[float64], Single: gqaHeadsMisgrouped[float32]},
+			Graph:       gqaHeadsMisgroupedGraph,
 		}),
 	}
+}
+
+func attentionScaleMissingGraph(s *exporter.Stages) {
+	s.Scale = func(exporter.Layer) float64 { return 1 }
 }
 
 func attentionScaleMissing[F reference.Float](s *reference.Stages[F]) {
@@ -268,12 +350,20 @@ func attentionScaleFromHidden[F reference.Float](s *reference.Stages[F]) {
 	s.Scale = func(l reference.Layer[F]) F { return F(scaleFromHidden(l.Config)) }
 }
 
+func attentionScaleFromHiddenGraph(s *exporter.Stages) {
+	s.Scale = func(l exporter.Layer) float64 { return scaleFromHidden(l.Config) }
+}
+
 func scaleFromHidden(c config.Config) float64 {
 	return 1 / math.Sqrt(float64(c.HiddenSize)/float64(c.Heads))
 }
 
 func attentionScalePackedQKV[F reference.Float](s *reference.Stages[F]) {
 	s.Scale = func(l reference.Layer[F]) F { return F(scalePackedQKV(l.Config)) }
+}
+
+func attentionScalePackedQKVGraph(s *exporter.Stages) {
+	s.Scale = func(l exporter.Layer) float64 { return scalePackedQKV(l.Config) }
 }
 
 func scalePackedQKV(c config.Config) float64 {
@@ -285,8 +375,27 @@ func attentionScaleTwice[F reference.Float](s *reference.Stages[F]) {
 	s.Scale = func(l reference.Layer[F]) F { return scale(l) * scale(l) }
 }
 
+func attentionScaleTwiceGraph(s *exporter.Stages) {
+	scale := s.Scale
+	s.Scale = func(l exporter.Layer) float64 { return scale(l) * scale(l) }
+}
+
 func gqaHeadsMisgrouped[F reference.Float](s *reference.Stages[F]) {
 	s.KVHead = func(l reference.Layer[F], head int) int { return head % l.Config.KVHeads }
+}
+
+// gqaHeadsMisgroupedGraph makes a group of the query heads that are the same
+// modulo kv_heads.
+func gqaHeadsMisgroupedGraph(s *exporter.Stages) {
+	s.GroupHeads = func(l exporter.Layer, x exporter.Value) exporter.Value {
+		c, shape := l.Config, x.Shape()
+		split := l.Reshape(x, shape[0], exporter.N(c.Heads/c.KVHeads), exporter.N(c.KVHeads), shape[2])
+		return l.Transpose(split, 2, 1, 0, 3)
+	}
+	s.MergeHeads = func(l exporter.Layer, x exporter.Value) exporter.Value {
+		shape := x.Shape() // [kv_heads, group, tokens, head_dim]
+		return l.Reshape(l.Transpose(x, 2, 1, 0, 3), shape[2], exporter.N(l.Config.Heads*shape[3].Size))
+	}
 }
 
 // projections lists the faults of the linear layers around attention, and of the
@@ -305,6 +414,7 @@ func projections() []Fault {
 			ID: "kv-swapped", Stage: stageAttention, Tap: taps.K,
 			Explanation: "Keys and values are exchanged: RoPE turns the values, and raw keys are summed up.",
 			Thread:      "https://github.com/tenstorrent/tt-mlir/issues/8958",
+			Related:     true,
 			Checkpoint: repacked(func(c config.Config) []int {
 				q, kv := c.QueryWidth(), c.KVWidth()
 				return slices.Concat(span(0, q), span(q+kv, kv), span(q, kv))
@@ -314,12 +424,14 @@ func projections() []Fault {
 			ID: "qkv-grouped-layout", Stage: stageAttention, Tap: taps.Q,
 			Explanation: "The fused projection's rows are read as Megatron stores them: a group's query heads, then its k, then its v.",
 			Thread:      "https://github.com/NVIDIA-NeMo/RL/pull/2802",
+			Related:     true,
 			Checkpoint:  repacked(groupedLayout),
 		},
 		{
 			ID: "qkv-bias-dropped", Stage: stageAttention, Tap: taps.Q,
 			Explanation: "The bias of q, k and v is not added.",
 			Thread:      "https://github.com/NVIDIA/TensorRT-LLM/pull/12190",
+			Related:     true,
 			Checkpoint:  reweighted(func(_ config.Config, b *checkpoint.Block) { b.QKVBias = dropped(b.QKVBias) }),
 		},
 		{
@@ -331,20 +443,25 @@ func projections() []Fault {
 			ID: "out-bias-per-rank", Stage: stageAttention, Tap: taps.PostAttention,
 			Explanation: "Each of two tensor-parallel ranks adds the output projection's bias before they are summed.",
 			Thread:      "https://github.com/huggingface/text-generation-inference/issues/1036",
+			Related:     true,
 			Checkpoint:  reweighted(func(_ config.Config, b *checkpoint.Block) { b.OutBias = doubled(b.OutBias) }),
 		},
 		{
 			ID: "residual-before-norm", Stage: stageAttention, Tap: taps.PostAttention,
 			Explanation: "The normed input is added instead of the input, in both halves of a block.",
 			Thread:      "https://github.com/Howuhh/faster-trajectory-transformer/issues/3",
+			Related:     true,
 			Stages:      Swap{Wide: residualBeforeNorm[float64], Single: residualBeforeNorm[float32]},
+			Graph:       residualBeforeNormGraph,
 			Variants: []Fault{{
 				Explanation: "The normed input is added instead of the input after attention.",
 				Stages:      Swap{Wide: attnResidualBeforeNorm[float64], Single: attnResidualBeforeNorm[float32]},
+				Graph:       attnResidualBeforeNormGraph,
 			}, {
 				Stage: stageExperts, Tap: taps.Output,
 				Explanation: "The normed input is added instead of the input after the experts.",
 				Stages:      Swap{Wide: mlpResidualBeforeNorm[float64], Single: mlpResidualBeforeNorm[float32]},
+				Graph:       mlpResidualBeforeNormGraph,
 			}},
 		},
 	}
@@ -389,12 +506,32 @@ func residualBeforeNorm[F reference.Float](s *reference.Stages[F]) {
 	mlpResidualBeforeNorm(s)
 }
 
+func residualBeforeNormGraph(s *exporter.Stages) {
+	attnResidualBeforeNormGraph(s)
+	mlpResidualBeforeNormGraph(s)
+}
+
 func attnResidualBeforeNorm[F reference.Float](s *reference.Stages[F]) {
 	residual := s.AttnResidual
 	s.AttnResidual = func(l reference.Layer[F], _, normed, delta []F) []F { return residual(l, normed, normed, delta) }
 }
 
+func attnResidualBeforeNormGraph(s *exporter.Stages) { s.AttnResidual = addsNormed(s.AttnResidual) }
+
 func mlpResidualBeforeNorm[F reference.Float](s *reference.Stages[F]) {
 	residual := s.MLPResidual
 	s.MLPResidual = func(l reference.Layer[F], _, normed, delta []F) []F { return residual(l, normed, normed, delta) }
+}
+
+func mlpResidualBeforeNormGraph(s *exporter.Stages) { s.MLPResidual = addsNormed(s.MLPResidual) }
+
+// addsNormed is the wrong residual of a graph. The graph of a single stage has no
+// normed input, and stays right.
+func addsNormed(residual func(l exporter.Layer, stream, normed, delta exporter.Value) exporter.Value) func(l exporter.Layer, stream, normed, delta exporter.Value) exporter.Value {
+	return func(l exporter.Layer, stream, normed, delta exporter.Value) exporter.Value {
+		if normed != (exporter.Value{}) {
+			stream = normed
+		}
+		return residual(l, stream, normed, delta)
+	}
 }

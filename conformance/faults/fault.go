@@ -4,6 +4,7 @@
 package faults
 
 import (
+	"github.com/gptoss-conformance/gptoss/exporter"
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 )
@@ -19,7 +20,8 @@ type Fault struct {
 	Stage       string // the stage that it hits: attention
 	Tap         string // the first tap that goes wrong, without its block: attn_core
 	Explanation string // one line
-	Thread      string // where it, or its like, happened in public; or empty
+	Thread      string // where it happened in public, or empty
+	Related     bool   // the thread is about the like: another model, or another place
 
 	// Checkpoint returns the model with a changed configuration or changed
 	// weights; it does not modify its argument, whose files the result goes on
@@ -27,6 +29,9 @@ type Fault struct {
 	Checkpoint func(*checkpoint.Model) *checkpoint.Model
 	// Stages changes stage functions in place. The zero value changes none.
 	Stages Swap
+	// Graph changes the exporter's stage functions in the same way, so that a graph
+	// can have the fault too. Nil where Stages changes none.
+	Graph func(*exporter.Stages)
 	// Cached says that the mistake shows only when tokens that follow others are
 	// given to a model with a KV cache.
 	Cached bool

@@ -13,24 +13,28 @@ func generation() []Fault {
 			ID: "kv-cache-position", Tap: taps.QRot,
 			Explanation: "A windowed layer takes the number of keys in its cache for the next position.",
 			Thread:      "https://github.com/rajveer43/VeloxQuant-MLX/issues/389",
+			Related:     true,
 			Stages:      Swap{Wide: kvCachePosition[float64], Single: kvCachePosition[float32]},
 		},
 		{
 			ID: "kv-cache-position-off-by-one", Tap: taps.QRot,
 			Explanation: "Every layer but the first turns the new tokens as if they stood one position later.",
 			Thread:      "https://github.com/fla-org/flash-linear-attention/issues/766",
+			Related:     true,
 			Stages:      Swap{Wide: kvCachePositionOffByOne[float64], Single: kvCachePositionOffByOne[float32]},
 		},
 		{
 			ID: "kv-cache-position-zero", Tap: taps.QRot,
 			Explanation: "Positions start at 0 again in every call.",
 			Thread:      "https://github.com/Blaizzy/mlx-vlm/issues/1983",
+			Related:     true,
 			Stages:      Swap{Wide: kvCachePositionZero[float64], Single: kvCachePositionZero[float32]},
 		},
 		{
 			ID: "kv-cache-window", Tap: taps.AttnCore,
 			Explanation: "A windowed layer's cache drops a key one step too early: new tokens see window - 1 keys.",
 			Thread:      "https://github.com/huggingface/transformers/pull/47708",
+			Related:     true,
 			Stages:      Swap{Wide: kvCacheWindow[float64], Single: kvCacheWindow[float32]},
 		},
 		{
@@ -43,6 +47,7 @@ func generation() []Fault {
 			ID: "kv-cache-trimmed-before-attention", Tap: taps.AttnCore,
 			Explanation: "A windowed layer's cache is cut to the window of the last new token before the first ones have read it.",
 			Thread:      "https://github.com/pytorch/executorch/pull/20346",
+			Related:     true,
 			Stages:      Swap{Wide: kvCacheTrimmedBeforeAttention[float64], Single: kvCacheTrimmedBeforeAttention[float32]},
 		},
 		{

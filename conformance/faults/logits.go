@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/gptoss-conformance/gptoss/exporter"
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 	"github.com/gptoss-conformance/gptoss/reference/taps"
@@ -16,7 +17,9 @@ func logits() []Fault {
 			ID: "embedding-scaled", Stage: stageEmbedding, Tap: taps.Embedding,
 			Explanation: "Embeddings are multiplied by sqrt(hidden), as Gemma does.",
 			Thread:      "https://github.com/TensorAuto/OpenTau/pull/179",
+			Related:     true,
 			Stages:      Swap{Wide: embeddingScaled[float64], Single: embeddingScaled[float32]},
+			Graph:       embeddingScaledGraph,
 		},
 		{
 			ID: "embedding-tied", Stage: stageEmbedding, Tap: taps.Embedding,
@@ -32,6 +35,7 @@ func logits() []Fault {
 			ID: "unembedding-tied", Stage: stageLogits, Tap: taps.Logits,
 			Explanation: "The logits are computed with the embedding matrix.",
 			Thread:      "https://github.com/microsoft/onnxruntime-genai/issues/2306",
+			Related:     true,
 			Checkpoint: func(m *checkpoint.Model) *checkpoint.Model {
 				changed := *m
 				changed.Unembedding = m.Embedding
@@ -42,7 +46,9 @@ func logits() []Fault {
 			ID: "final-norm-missing", Stage: stageRMSNorm, Tap: taps.FinalNorm,
 			Explanation: "The logits are computed from the residual stream without the final norm.",
 			Thread:      "https://github.com/vllm-project/speculators/pull/313",
+			Related:     true,
 			Stages:      Swap{Wide: finalNormMissing[float64], Single: finalNormMissing[float32]},
+			Graph:       finalNormMissingGraph,
 		},
 	}
 }
@@ -59,6 +65,18 @@ func embeddingScaled[F reference.Float](s *reference.Stages[F]) {
 	}
 }
 
+func embeddingScaledGraph(s *exporter.Stages) {
+	embed := s.Embed
+	s.Embed = func(l exporter.Layer, table, tokens exporter.Value) exporter.Value {
+		factor := l.Float(math.Sqrt(float64(l.Config.HiddenSize)))
+		return l.Round(l.Mul(embed(l, table, tokens), factor))
+	}
+}
+
 func finalNormMissing[F reference.Float](s *reference.Stages[F]) {
 	s.FinalNorm = func(_ reference.Layer[F], x []F, _ []float32) []F { return x }
+}
+
+func finalNormMissingGraph(s *exporter.Stages) {
+	s.FinalNorm = func(l exporter.Layer, x, _ exporter.Value) exporter.Value { return l.Identity(x) }
 }

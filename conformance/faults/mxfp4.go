@@ -27,6 +27,7 @@ func mxfp4() []Fault {
 			ID:          "mxfp4-nibbles-split",
 			Explanation: "The low nibbles of a group are its first 16 values and the high nibbles its last 16, GGML's order.",
 			Thread:      "https://github.com/kekzl/imp/pull/567",
+			Related:     true,
 			Checkpoint: columns(func(c int) int {
 				group, i := c/groupValues*groupValues, c%groupValues
 				return group + i%groupBytes*2 + i/groupBytes
@@ -36,6 +37,7 @@ func mxfp4() []Fault {
 			ID:          "mxfp4-scale-bias-126",
 			Explanation: "The scale's exponent bias is 126 instead of 127: every weight is doubled.",
 			Thread:      "https://github.com/vllm-project/vllm/pull/43557",
+			Related:     true,
 			Checkpoint:  multiplied(2),
 		},
 		{
@@ -48,12 +50,14 @@ func mxfp4() []Fault {
 			ID:          "mxfp4-scale-as-number",
 			Explanation: "The scale byte is multiplied as a number, not as an exponent.",
 			Thread:      "https://github.com/jundot/omlx/pull/2159",
+			Related:     true,
 			Checkpoint:  repacking(reading{power: func(scale byte) float64 { return float64(scale) }}),
 		},
 		{
 			ID:          "mxfp4-groups-misread",
 			Explanation: "The groups run along the outputs: 32 rows, not 32 columns, share a scale.",
 			Thread:      "https://github.com/EfficientMoE/MoE-Infinity/pull/136",
+			Related:     true,
 			Checkpoint: repacking(reading{scale: func(rows, cols, r, c int) int {
 				return r/groupValues*cols + c // the scales as [rows/32, cols]
 			}}),
@@ -85,6 +89,7 @@ func mxfp4() []Fault {
 			ID:          "mxfp4-scales-transposed",
 			Explanation: "The scales, but not the blocks, are read in the other memory order: [cols/32, rows].",
 			Thread:      "https://github.com/vllm-project/vllm/pull/42089",
+			Related:     true,
 			Checkpoint: repacking(reading{scale: func(rows, cols, r, c int) int {
 				return c/groupValues*rows + r
 			}}),
@@ -106,6 +111,7 @@ func mxfp4() []Fault {
 			ID:          "mxfp4-half-as-sixteenth",
 			Explanation: "The table of values has 0.0625 where 0.5 belongs.",
 			Thread:      "https://github.com/intel/neural-compressor/issues/1891",
+			Related:     true,
 			Checkpoint:  repacking(reading{values: [8]float64{0, 0.0625, 1, 1.5, 2, 3, 4, 6}}),
 		},
 		{
