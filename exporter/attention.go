@@ -62,7 +62,7 @@ func Softmax(l Layer, scores, sinks Value) Value {
 	keys := scores.shape[3]
 	each := l.Concat(0, N(4), l.Int64s(1, 1), l.SizeOf(scores, 2), l.Int64s(1))
 	sinks = l.ExpandTo(sinks, each, append(slices.Clone(scores.shape[:3]), N(1)))
-	extended := l.Concat(3, Symbol("keys_and_sink"), scores, sinks)
+	extended := l.Concat(3, l.Symbol("keys_and_sink"), scores, sinks)
 	if keys.Symbol == "" {
 		extended.shape[3] = N(keys.Size + 1)
 	}

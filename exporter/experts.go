@@ -141,7 +141,7 @@ func EachExpert(l Layer, indices Value, widths []int, body func(l Layer, expert,
 		slots = N(tokens.Size * k)
 	}
 	flat := l.Reshape(indices, slots)
-	active := l.Unique(flat, Symbol("active_experts"))
+	active := l.Unique(flat, l.Symbol("active_experts"))
 	states := make([]Value, len(widths))
 	for i, width := range widths {
 		shape := l.Concat(0, N(2), l.SizeOf(flat, 0), l.Int64s(width))
@@ -150,7 +150,7 @@ func EachExpert(l Layer, indices Value, widths []int, body func(l Layer, expert,
 	states = l.Loop("each_expert", l.Squeeze(l.SizeOf(active, 0), 0), states, func(s *Scope, iteration Value, states []Value) []Value {
 		l := l.In(s)
 		expert := l.Gather(active, 0, iteration)
-		chosen := l.Nonzero(l.Equal(flat, expert), Symbol(l.path+".slots"))
+		chosen := l.Nonzero(l.Equal(flat, expert), l.Symbol("slots"))
 		next := make([]Value, len(states))
 		for i, rows := range body(l, expert, chosen) {
 			next[i] = l.ScatterRows(states[i], chosen, rows)

@@ -175,6 +175,10 @@ func (s *Scope) Sub(name string) *Scope {
 	return &sub
 }
 
+// Symbol is a dimension that has this size at this place of the graph only. A
+// runtime may believe that equal symbols mean equal sizes, and reuse buffers.
+func (s *Scope) Symbol(name string) Dim { return Symbol(join(s.path, name)) }
+
 // Fail records an error, unless there is one already.
 func (s *Scope) Fail(format string, arguments ...any) {
 	if s.graph.err == nil {
