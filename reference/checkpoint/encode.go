@@ -141,3 +141,38 @@ func canonicalMXFP4(block *[groupBytes]byte, scale byte) (byte, bool) {
 	}
 	return encodeMXFP4(block, &values)
 }
+
+// quantizeMXFP4 rounds 32 finite values to MXFP4 as the OCP Microscaling
+// Formats specification (1.0, section 6.3) has it: the scale is the power of
+// two of the largest magnitude, less 2 (the power of the largest code, 6 =
+// 1.5·2^2); values go to the nearest code, ties to even, and to 6 when they are
+// larger.
+func quantizeMXFP4(block *[groupBytes]byte, values *[groupValues]float32) byte {
+	var largest float64
+	for _, v := range values {
+		largest = max(largest, math.Abs(float64(v)))
+	}
+	scale := 0
+	if largest > 0 {
+		scale = min(max(math.Ilogb(largest)-2+scaleBias, 0), 252) // 6·2^(253−127) overflows
+	}
+	for i := range block {
+		block[i] = nearestCode(values[2*i], scale) | nearestCode(values[2*i+1], scale)<<4
+	}
+	// The encoding may not be canonical at the low end; it decodes to the same.
+	canonical, _ := canonicalMXFP4(block, byte(scale))
+	return canonical
+}
+
+// nearestCode rounds a value at a scale to a code, ties to the even one.
+func nearestCode(v float32, scale int) byte {
+	sign := byte(math.Float32bits(v) >> 31 << 3)
+	x := math.Abs(math.Ldexp(float64(v), scaleBias-scale))
+	// Midpoints between neighbours; at a tie the even code wins.
+	for code, middle := range [...]float64{0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5} {
+		if x < middle || x == middle && code%2 == 0 {
+			return sign | byte(code)
+		}
+	}
+	return sign | 7
+}

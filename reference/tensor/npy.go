@@ -82,6 +82,39 @@ func ParseNPYHeader(data []byte) (NPYHeader, error) {
 	return h, err
 }
 
+// npyNames is npyTypes backwards, for the types that are written. NumPy itself
+// says "<V2" for ml_dtypes' bfloat16 today, and said "|V2" earlier.
+var npyNames = map[DType]string{F64: "<f8", F32: "<f4", F16: "<f2", BF16: "<V2", I64: "<i8", I32: "<i4", U8: "|u1"}
+
+// NPYHead returns the beginning of a .npy array in C order, up to its data,
+// byte for byte as NumPy 2 writes it: spaces for a first dimension of 21 digits,
+// then as many as make the length a multiple of 64.
+func NPYHead(s Spec) ([]byte, error) {
+	descr, ok := npyNames[s.DType]
+	if !ok {
+		return nil, fmt.Errorf("%s is not written as .npy", s.DType)
+	}
+	shape, growth := "(", 0
+	for i, n := range s.Shape {
+		digits := strconv.Itoa(n)
+		if i == 0 {
+			growth = 21 - len(digits)
+		} else {
+			shape += " "
+		}
+		shape += digits + ","
+	}
+	if len(s.Shape) > 1 {
+		shape = strings.TrimSuffix(shape, ",")
+	}
+	text := fmt.Sprintf("{'descr': '%s', 'fortran_order': False, 'shape': %s), }", descr, shape) + strings.Repeat(" ", growth)
+	const before = len(npyMagic) + 4 // magic, version, length
+	text += strings.Repeat(" ", 64-(before+len(text)+1)%64) + "\n"
+	head := append([]byte(npyMagic), 1, 0)
+	head = binary.LittleEndian.AppendUint16(head, uint16(len(text)))
+	return append(head, text...), nil
+}
+
 // parse reads {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }. It
 // knows just enough of Python's literals.
 func (h *NPYHeader) parse(text string) (descr string, err error) {

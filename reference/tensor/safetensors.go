@@ -241,6 +241,16 @@ type Named struct {
 	Tensor
 }
 
+// Spec says what a tensor will be.
+type Spec struct {
+	Name  string
+	DType DType
+	Shape []int
+}
+
+// Size returns the bytes of the tensor.
+func (s Spec) Size() (int, error) { return byteSize(s.DType, s.Shape) }
+
 // Stream is a tensor that is produced while the file is written.
 type Stream struct {
 	Name  string
@@ -271,7 +281,11 @@ func WriteSafetensors(path string, tensors []Named, metadata map[string]string) 
 // memory. It stops when the context is cancelled, and leaves nothing behind
 // when it fails.
 func StreamSafetensors(ctx context.Context, path string, tensors []Stream, metadata map[string]string) error {
-	header, offsets, err := layOut(tensors, metadata)
+	specs := make([]Spec, len(tensors))
+	for i, t := range tensors {
+		specs[i] = Spec{t.Name, t.DType, t.Shape}
+	}
+	header, offsets, err := SafetensorsHeader(specs, metadata)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
@@ -310,9 +324,10 @@ func StreamSafetensors(ctx context.Context, path string, tensors []Stream, metad
 	return file.Commit()
 }
 
-// layOut returns the header with its length, and where each tensor begins after
-// it (with one more element: the end).
-func layOut(tensors []Stream, metadata map[string]string) (header []byte, offsets []int, err error) {
+// SafetensorsHeader lays a file out, for writers that put the tensors where they
+// belong themselves. It returns the beginning of the file, and where each tensor
+// begins after it, with one more element: the end.
+func SafetensorsHeader(tensors []Spec, metadata map[string]string) (header []byte, offsets []int, err error) {
 	type headerEntry struct {
 		DType   DType  `json:"dtype"`
 		Shape   []int  `json:"shape"`
@@ -350,7 +365,7 @@ func layOut(tensors []Stream, metadata map[string]string) (header []byte, offset
 		if len(t.Shape) > maxDimensions {
 			return nil, nil, fmt.Errorf("tensor %q has more than %d dimensions", t.Name, maxDimensions)
 		}
-		size, err := byteSize(t.DType, t.Shape)
+		size, err := t.Size()
 		if err != nil {
 			return nil, nil, fmt.Errorf("tensor %q: %w", t.Name, err)
 		}

@@ -1,0 +1,511 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"sync/atomic"
+
+	"github.com/x448/float16"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
+	"github.com/gptoss-conformance/gptoss/reference/tensor"
+)
+
+// item is a tensor to write: raw bytes, or matrices one after another.
+type item struct {
+	tensor.Spec
+	raw        []byte
+	parts      []Matrix
+	transposed bool   // each part is stored [cols, rows]
+	scales     string // MXFP4 blocks: the name of the scales, which are made with them
+}
+
+// output is a file that is laid out before it is written: fixed bytes (headers)
+// at some places, tensors at the others. Tensors are then written in any order.
+type output struct {
+	path   string
+	fixed  []run
+	places map[string][]run // a tensor's pieces, in order; Flax cuts large ones
+	size   int64
+	file   *atomicfile.File
+}
+
+// run is a stretch of a file.
+type run struct {
+	at, length int64
+	data       []byte // of fixed bytes
+}
+
+// put appends fixed bytes.
+func (o *output) put(data []byte) {
+	o.fixed = append(o.fixed, run{o.size, int64(len(data)), data})
+	o.size += int64(len(data))
+}
+
+// reserve appends a place for the next bytes of a tensor.
+func (o *output) reserve(name string, length int64) {
+	if o.places == nil {
+		o.places = map[string][]run{}
+	}
+	o.places[name] = append(o.places[name], run{at: o.size, length: length})
+	o.size += length
+}
+
+// writeAt writes a part of a tensor.
+func (o *output) writeAt(name string, p []byte, at int64) error {
+	for _, r := range o.places[name] {
+		if at < r.length && len(p) > 0 {
+			n := min(int64(len(p)), r.length-at)
+			if _, err := o.file.WriteAt(p[:n], r.at+at); err != nil {
+				return err
+			}
+			p, at = p[n:], 0
+			continue
+		}
+		at = max(at-r.length, 0)
+	}
+	if len(p) > 0 {
+		return fmt.Errorf("%s: %d bytes too many for tensor %q", o.path, len(p), name)
+	}
+	return nil
+}
+
+// Sizes of what is held in memory at a time, per worker.
+const (
+	copyBytes  = 4 << 20  // of bytes that are copied as they are
+	tileValues = 1 << 20  // of values that are converted
+	turnBytes  = 16 << 20 // of a matrix that is transposed
+	turnRows   = 32       // decoded at a time for that: one cache line of bfloat16
+
+	// Workers beyond this number would only take memory: 8·(16+4+4) MiB.
+	maxWorkers = 8
+	// releaseEvery bounds the resident memory of the mapped source.
+	releaseEvery = 64 << 20
+)
+
+// writer fills outputs.
+type writer struct {
+	model    *Model
+	quantize bool
+	progress func(written, total int64)
+	total    int64
+	written  atomic.Int64
+	released atomic.Int64
+}
+
+// task writes a part of a tensor.
+type task func(s *scratch) error
+
+// scratch is a worker's memory.
+type scratch struct {
+	values []float32
+	bytes  []byte
+	more   []byte
+}
+
+func resize[T any](s []T, n int) []T { return slices.Grow(s[:0], n)[:n] }
+
+// errNotFinite stands for values that [Model.Check] describes better.
+var errNotFinite = errors.New("is not finite")
+
+// write writes files completely, and lets them appear together at the end.
+func (w *writer) write(ctx context.Context, outputs []*output, items map[*output][]item) (err error) {
+	for _, o := range outputs {
+		if o.file, err = atomicfile.Create(ctx, o.path); err != nil {
+			return err
+		}
+		defer o.file.Close()
+		for _, r := range o.fixed {
+			if _, err := o.file.WriteAt(r.data, r.at); err != nil {
+				return err
+			}
+		}
+	}
+	var tasks []task
+	for _, o := range outputs {
+		for _, i := range items[o] {
+			for _, t := range w.tasks(o, i) {
+				tasks = append(tasks, func(s *scratch) error {
+					if err := t(s); err != nil {
+						return fmt.Errorf("%s: tensor %q %w", o.path, i.Name, err)
+					}
+					return nil
+				})
+			}
+			size, err := i.Size()
+			if err != nil {
+				return fmt.Errorf("tensor %q: %w", i.Name, err)
+			}
+			w.total += int64(size)
+		}
+	}
+
+	group, groupCtx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range min(runtime.GOMAXPROCS(0), maxWorkers) {
+		group.Go(func() error {
+			var s scratch
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(tasks) {
+					return nil
+				}
+				if err := groupCtx.Err(); err != nil {
+					return err
+				}
+				if err := tasks[i](&s); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	if err := group.Wait(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if errors.Is(err, errNotFinite) {
+			if better := w.model.Check(ctx); better != nil {
+				return better
+			}
+		}
+		return err
+	}
+	for _, o := range outputs {
+		if err := o.file.Commit(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// done counts what was written.
+func (w *writer) done(n int) {
+	written := w.written.Add(int64(n))
+	if last := w.released.Load(); written-last >= releaseEvery && w.released.CompareAndSwap(last, written) {
+		w.model.Release()
+	}
+	if w.progress != nil {
+		w.progress(written, w.total)
+	}
+}
+
+// tasks cuts the writing of an item into parts that are done in any order.
+func (w *writer) tasks(o *output, i item) []task {
+	if i.parts == nil && i.raw == nil {
+		return nil // scales
+	}
+	if i.parts == nil {
+		return []task{func(*scratch) error {
+			w.done(len(i.raw))
+			return o.writeAt(i.Name, i.raw, 0)
+		}}
+	}
+	var tasks []task
+	at := int64(0) // of the part, in elements
+	for k, p := range flatten(i.parts) {
+		rows, cols := p.Dims()
+		switch {
+		case i.scales != "":
+			tasks = append(tasks, w.packed(o, i, p, k, at)...)
+		case i.transposed:
+			if stored, ok := asStored(p); ok {
+				tasks = append(tasks, w.straight(o, i, stored, at)...)
+			} else {
+				tasks = append(tasks, w.turned(o, i, p, at)...)
+			}
+		default:
+			tasks = append(tasks, w.straight(o, i, p, at)...)
+		}
+		at += int64(rows) * int64(cols)
+	}
+	return tasks
+}
+
+// flatten takes stacks apart.
+func flatten(parts []Matrix) []Matrix {
+	var out []Matrix
+	for _, p := range parts {
+		if s, ok := p.(Stack); ok {
+			out = append(out, flatten(s.Parts)...)
+		} else {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// asStored returns a matrix that is stored transposed as what it is in the file.
+func asStored(m Matrix) (Matrix, bool) {
+	switch m := m.(type) {
+	case Transposed:
+		return dense(m.DType, m.ColCount, m.RowCount, m.Data), true
+	case Chunked:
+		if m.Transposed {
+			m.RowCount, m.ColCount, m.Transposed = m.ColCount, m.RowCount, false
+			return m, true
+		}
+	}
+	return nil, false
+}
+
+// rowsOf returns rows [from, from+n) as a matrix of their own.
+func rowsOf(m Matrix, from, n int) Matrix {
+	rows, cols := m.Dims()
+	if from == 0 && n == rows {
+		return m
+	}
+	switch m := m.(type) {
+	case BF16:
+		return BF16{n, cols, m.Data[2*from*cols : 2*(from+n)*cols]}
+	case F16:
+		return F16{n, cols, m.Data[2*from*cols : 2*(from+n)*cols]}
+	case F32:
+		return F32{n, cols, m.Data[4*from*cols : 4*(from+n)*cols]}
+	case Dense:
+		return Dense{n, cols, m.Data[from*cols : (from+n)*cols]}
+	case MXFP4:
+		groups := cols / groupValues
+		return MXFP4{n, cols, m.Blocks[from*groups*groupBytes : (from+n)*groups*groupBytes], m.Scales[from*groups : (from+n)*groups]}
+	case Stack:
+		var parts []Matrix
+		for _, p := range m.Parts {
+			rows, _ := p.Dims()
+			if take := min(rows-from, n); take > 0 {
+				parts = append(parts, rowsOf(p, from, take))
+				n -= take
+				from = 0
+				continue
+			}
+			from = max(from-rows, 0)
+		}
+		return Stack{parts}
+	}
+	return rowRange{m, from, n}
+}
+
+// rowRange is some rows of a matrix.
+type rowRange struct {
+	of      Matrix
+	from, n int
+}
+
+func (m rowRange) Dims() (int, int) {
+	_, cols := m.of.Dims()
+	return m.n, cols
+}
+
+func (m rowRange) Rows(dst []float32, from, n int) { m.of.Rows(dst, m.from+from, n) }
+
+// storage returns the bytes of a matrix that is stored in one piece.
+func storage(m Matrix) (tensor.DType, []byte) {
+	switch m := m.(type) {
+	case BF16:
+		return tensor.BF16, m.Data
+	case F16:
+		return tensor.F16, m.Data
+	case F32:
+		return tensor.F32, m.Data
+	}
+	return "", nil
+}
+
+// straight writes a matrix row after row.
+func (w *writer) straight(o *output, i item, m Matrix, at int64) []task {
+	rows, cols := m.Dims()
+	size := int64(i.DType.Size())
+	var tasks []task
+	if d, data := storage(m); d == i.DType {
+		for from := 0; from < len(data); from += copyBytes {
+			tasks = append(tasks, func(*scratch) error {
+				chunk := data[from:min(from+copyBytes, len(data))]
+				if firstNonFinite(d, chunk) >= 0 {
+					return errNotFinite
+				}
+				defer w.done(len(chunk))
+				return o.writeAt(i.Name, chunk, at*size+int64(from))
+			})
+		}
+		return tasks
+	}
+	step := max(tileRows(m, cols), 1)
+	for from := 0; from < rows; from += step {
+		tasks = append(tasks, func(s *scratch) error {
+			n := min(step, rows-from)
+			s.values = resize(s.values, n*cols)
+			m.Rows(s.values, from, n)
+			s.bytes = resize(s.bytes, n*cols*int(size))
+			if err := encode(i.DType, s.bytes, s.values); err != nil {
+				return err
+			}
+			defer w.done(len(s.bytes))
+			return o.writeAt(i.Name, s.bytes, (at+int64(from)*int64(cols))*size)
+		})
+	}
+	return tasks
+}
+
+// tileRows is how many rows are decoded at a time: more from a transposed
+// matrix, where few rows mean many short reads.
+func tileRows(m Matrix, cols int) int {
+	if _, ok := asStored(m); ok {
+		return 4 * tileValues / cols
+	}
+	return tileValues / cols
+}
+
+// turned writes the transpose of a matrix: tiles of rows are turned in memory,
+// and their columns written one by one.
+func (w *writer) turned(o *output, i item, m Matrix, at int64) []task {
+	rows, cols := m.Dims()
+	size := i.DType.Size()
+	step := max(turnBytes/(cols*size)/turnRows*turnRows, turnRows)
+	var tasks []task
+	for from := 0; from < rows; from += step {
+		tasks = append(tasks, func(s *scratch) error {
+			n := min(step, rows-from)
+			s.bytes = resize(s.bytes, n*cols*size)
+			for r := 0; r < n; r += turnRows {
+				k := min(turnRows, n-r)
+				s.values = resize(s.values, k*cols)
+				m.Rows(s.values, from+r, k)
+				s.more = resize(s.more, k*cols*size)
+				if err := encode(i.DType, s.more, s.values); err != nil {
+					return err
+				}
+				turn(s.bytes[r*size:], s.more, k, cols, n, size)
+			}
+			defer w.done(len(s.bytes))
+			if n == rows {
+				return o.writeAt(i.Name, s.bytes, at*int64(size))
+			}
+			for c := range cols {
+				place := (at + int64(c)*int64(rows) + int64(from)) * int64(size)
+				if err := o.writeAt(i.Name, s.bytes[c*n*size:(c+1)*n*size], place); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return tasks
+}
+
+// turn copies k rows of cols elements to columns of a matrix with lines of n
+// elements.
+func turn(dst, src []byte, k, cols, n, size int) {
+	if size == 2 {
+		for c := range cols {
+			line := dst[c*n*2:][:2*k]
+			for r := range k {
+				line[2*r] = src[2*(r*cols+c)]
+				line[2*r+1] = src[2*(r*cols+c)+1]
+			}
+		}
+		return
+	}
+	for c := range cols {
+		line := dst[c*n*size:]
+		for r := range k {
+			copy(line[r*size:(r+1)*size], src[(r*cols+c)*size:])
+		}
+	}
+}
+
+// packed writes blocks and scales, as they are or encoded from values.
+func (w *writer) packed(o *output, i item, m Matrix, expert int, at int64) []task {
+	rows, cols := m.Dims()
+	groups := cols / groupValues
+	at /= groupValues // now in groups
+	step := max(4*tileValues/cols, 1)
+	if p, ok := m.(MXFP4); ok {
+		var tasks []task
+		for from := 0; from < rows; from += step {
+			tasks = append(tasks, func(*scratch) error {
+				chunk := rowsOf(p, from, min(step, rows-from)).(MXFP4)
+				if chunk.firstOverflow() >= 0 {
+					return errNotFinite
+				}
+				defer w.done(len(chunk.Blocks) + len(chunk.Scales))
+				first := at + int64(from)*int64(groups)
+				if err := o.writeAt(i.Name, chunk.Blocks, first*groupBytes); err != nil {
+					return err
+				}
+				return o.writeAt(i.scales, chunk.Scales, first)
+			})
+		}
+		return tasks
+	}
+	step = max(tileRows(m, cols), 1)
+	var tasks []task
+	for from := 0; from < rows; from += step {
+		tasks = append(tasks, func(s *scratch) error {
+			n := min(step, rows-from)
+			s.values = resize(s.values, n*cols)
+			m.Rows(s.values, from, n)
+			s.bytes, s.more = resize(s.bytes, n*groups*groupBytes), resize(s.more, n*groups)
+			for g := range s.more {
+				block, values := (*[groupBytes]byte)(s.bytes[g*groupBytes:]), (*[groupValues]float32)(s.values[g*groupValues:])
+				scale, ok := encodeMXFP4(block, values)
+				if !ok {
+					if !finite(values[:]) {
+						return errNotFinite
+					}
+					if !w.quantize {
+						return fmt.Errorf("can't hold the source exactly: expert %d, row %d, group %d is no MXFP4 (--quantize rounds it)", expert, from+g/groups, g%groups)
+					}
+					scale = quantizeMXFP4(block, values)
+				}
+				s.more[g] = scale
+			}
+			defer w.done(len(s.bytes) + len(s.more))
+			first := at + int64(from)*int64(groups)
+			if err := o.writeAt(i.Name, s.bytes, first*groupBytes); err != nil {
+				return err
+			}
+			return o.writeAt(i.scales, s.more, first)
+		})
+	}
+	return tasks
+}
+
+// encode stores values that the type holds exactly.
+func encode(d tensor.DType, dst []byte, values []float32) error {
+	switch d {
+	case tensor.F32:
+		for i, v := range values {
+			b := math.Float32bits(v)
+			dst[4*i], dst[4*i+1], dst[4*i+2], dst[4*i+3] = byte(b), byte(b>>8), byte(b>>16), byte(b>>24)
+		}
+	case tensor.BF16:
+		if !isBF16(values) {
+			return fmt.Errorf("has values that bfloat16 can't hold")
+		}
+		putBF16(dst, values)
+	case tensor.F16:
+		for i, v := range values {
+			h := float16.Fromfloat32(v)
+			if h.Float32() != v {
+				return fmt.Errorf("has values that float16 can't hold (%g)", v)
+			}
+			dst[2*i], dst[2*i+1] = byte(h), byte(h>>8)
+		}
+	}
+	if !finite(values) {
+		return errNotFinite
+	}
+	return nil
+}
+
+// finite reports whether no value is NaN or infinite.
+func finite(values []float32) bool {
+	var worst uint32
+	for _, v := range values {
+		worst = max(worst, math.Float32bits(v)&^signBit)
+	}
+	return worst < 0x7f800000
+}
