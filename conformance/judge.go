@@ -22,6 +22,9 @@ type JudgeOptions struct {
 	// free-running taps: what independent implementations need on this very
 	// checkpoint and prompt.
 	Budget Budget
+	// Memory, if it is not nil, is shared by the judgements of several subjects on
+	// the same prompts.
+	Memory *Memory
 }
 
 // Verdict is what [Judge] found.
@@ -65,7 +68,7 @@ func Judge(ctx context.Context, m *checkpoint.Model, tokens []int32, s Subject, 
 	if o.Catalogue == nil {
 		o.Catalogue = faults.All()
 	}
-	j := newJudging(ctx, m.Densify(densifyBelow), tokens, subject, o)
+	j := newJudging(ctx, o.Memory.densified(m), tokens, subject, o)
 	v := &Verdict{Word: Pass, Ignored: subject.ignored}
 	if len(malformed) > 0 {
 		v.Findings = malformed
@@ -113,7 +116,7 @@ type judging struct {
 func newJudging(ctx context.Context, m *checkpoint.Model, tokens []int32, subject *observed, o JudgeOptions) *judging {
 	j := &judging{ctx: ctx, options: o, model: reference.New(m, reference.Exact()), tokens: tokens, subject: subject}
 	j.own = known(newEvaluation(ctx, &j.model, tokens), subject)
-	j.free = newEvaluation(ctx, &j.model, tokens)
+	j.free = o.Memory.free(ctx, &j.model, tokens)
 	j.truth = j.free
 	if routing, complete := subject.routing(m.Config); complete {
 		j.truth = newEvaluation(ctx, &j.model, tokens)
@@ -344,14 +347,12 @@ func (j *judging) freeRunning(v *Verdict) error {
 			return err
 		}
 	}
-	spreads, err := spreadsOf(j.ctx, j.model.Weights, j.tokens, j.subject, replayed, j.options.Samples, want, func(s source) {
-		if _, ok := j.subject.reals[taps.Logits]; ok {
-			j.sampleLogits = append(j.sampleLogits, s.real(taps.Logits))
-		}
-	})
+	perturbed, err := j.freeSpreads(replayed, want)
 	if err != nil {
 		return err
 	}
+	spreads := perturbed.spreads
+	j.sampleLogits = perturbed.logits
 	j.loose = !complete && j.nearTies(spreads)
 	j.spreads = spreads
 	for _, name := range j.subject.names {
