@@ -1,0 +1,507 @@
+// Command asm writes the vector kernels of package kernel: Go assembly for AVX2
+// and AVX-512, through avo. `go generate ./reference/kernel` runs it.
+//
+// One description serves both instruction sets. A sum has 16 running float32
+// lanes (8 in float64) whatever the registers' width: one zmm register, or two
+// ymm registers. Both sets therefore round alike, to the last bit.
+package main
+
+import (
+	"fmt"
+	"math"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	. "github.com/mmcloughlin/avo/reg"
+)
+
+// isa is an instruction set: how many registers hold the lanes of one sum.
+type isa struct {
+	name  string
+	parts int // registers per sum
+	width int // bytes per register
+	reg   func() VecVirtual
+}
+
+var (
+	avx512 = isa{"AVX512", 1, 64, func() VecVirtual { return ZMM() }}
+	avx2   = isa{"AVX2", 2, 32, func() VecVirtual { return YMM() }}
+)
+
+func main() {
+	ConstraintExpr("amd64")
+	tables()
+	for tokens := 1; tokens <= 4; tokens++ {
+		streamMXFP4(avx512, 4, tokens)
+		streamBF16(avx512, 4, tokens)
+		block32(avx512, 6, tokens)
+		block64(avx512, 4, tokens)
+	}
+	for tokens, rows := range []int{4, 2} {
+		streamMXFP4(avx2, rows, tokens+1)
+		streamBF16(avx2, rows, tokens+1)
+	}
+	for tokens := 1; tokens <= 2; tokens++ {
+		block32(avx2, 3, tokens)
+		block64(avx2, 2, tokens)
+	}
+	for _, set := range []isa{avx512, avx2} {
+		decodeMXFP4(set)
+		decodeBF16(set)
+		reduce(set, 32)
+		reduce(set, 64)
+	}
+	decode64(avx512, "MXFP4", 16, avx512.mxfp4)
+	decode64(avx512, "BF16", 64, avx512.bf16)
+	Generate()
+}
+
+// Tables. A code's value is held doubled and a scale halved, so that scale 255
+// (2^128, which float32 lacks) can stand over a group of zeros.
+var codes, magnitudes, scaleTable, signBit, upperHalf, interleaveLow, interleaveHigh Mem
+
+func tables() {
+	values := []float32{0, 1, 2, 3, 4, 6, 8, 12}
+	codes = GLOBL("codes", RODATA|NOPTR)
+	for i, v := range values {
+		DATA(4*i, U32(math.Float32bits(v)))
+	}
+	for i, v := range values {
+		DATA(32+4*i, U32(math.Float32bits(v)|1<<31))
+	}
+	magnitudes = GLOBL("magnitudes", RODATA|NOPTR)
+	for i, v := range values {
+		DATA(4*i, U32(math.Float32bits(v)))
+	}
+	scaleTable = GLOBL("scales", RODATA|NOPTR)
+	for s := range 256 { // 2^(s-128): 0 and 1 are subnormal
+		bits := uint32(s-1) << 23
+		if s < 2 {
+			bits = 1 << (21 + s)
+		}
+		DATA(4*s, U32(bits))
+	}
+	signBit = GLOBL("signBit", RODATA|NOPTR)
+	DATA(0, U32(1<<31))
+	upperHalf = GLOBL("upperHalf", RODATA|NOPTR)
+	DATA(0, U32(0xffff0000))
+	interleaveLow = GLOBL("interleaveLow", RODATA|NOPTR)
+	for i := range 16 { // 0, 16, 1, 17, …
+		DATA(4*i, U32(uint32(i/2+i%2*16)))
+	}
+	interleaveHigh = GLOBL("interleaveHigh", RODATA|NOPTR)
+	for i := range 16 {
+		DATA(4*i, U32(uint32(8+i/2+i%2*16)))
+	}
+}
+
+// sum is a running sum: 16 float32 or 8 float64 lanes.
+type sum []VecVirtual
+
+func (s isa) sum() sum {
+	out := make(sum, s.parts)
+	for p := range out {
+		out[p] = s.reg()
+	}
+	return out
+}
+
+// zero clears a sum. EVEX's VXORPS needs AVX512DQ, VPXORD does not.
+func (s isa) zero(to sum) {
+	for _, r := range to {
+		if s.parts == 1 {
+			VPXORD(r, r, r)
+		} else {
+			VXORPS(r, r, r)
+		}
+	}
+}
+
+// rows addresses up to six rows of a matrix that lie stride bytes apart.
+type rows struct {
+	base, base4     Register
+	stride, stride3 Register
+}
+
+func addressRows(base, stride Register, count int) rows {
+	r := rows{base: base, stride: stride}
+	if count > 3 {
+		r.stride3 = GP64()
+		LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, r.stride3)
+	}
+	if count > 4 {
+		r.base4 = GP64()
+		LEAQ(Mem{Base: base, Index: stride, Scale: 4}, r.base4)
+	}
+	return r
+}
+
+func (r rows) at(row, offset int) Mem {
+	base := r.base
+	if row >= 4 {
+		base, row = r.base4, row-4
+	}
+	m := Mem{Base: base, Disp: offset}
+	switch row {
+	case 1, 2:
+		m.Index, m.Scale = r.stride, uint8(row)
+	case 3:
+		m.Index, m.Scale = r.stride3, 1
+	}
+	return m
+}
+
+func (r rows) advance(bytes int) {
+	ADDQ(I32(bytes), r.base)
+	if r.base4 != nil {
+		ADDQ(I32(bytes), r.base4)
+	}
+}
+
+// decoder emits the decoding of one group of a row: half 0 has the even columns,
+// half 1 the odd ones. Registers that next is not given (nil) come in another call.
+type decoder func(w, scale Mem, next func(half int, weights sum))
+
+// stream emits a kernel that multiplies `count` rows of packed weights with
+// `tokens` rows of x, decoding in registers:
+//
+//	func(groups int, x *float32, xStride int, w, scales *byte, y *float32, yStride int)
+//
+// x is in split order. Rows of w follow each other; a group is 32 columns.
+// y[t·yStride + r] gets the sums. Strides are in bytes.
+func stream(s isa, format string, count, tokens, groupBytes int, prepare func() decoder) {
+	TEXT(fmt.Sprintf("stream%s%sx%d", format, s.name, tokens), NOSPLIT,
+		"func(groups int, x *float32, xStride int, w, scales *byte, y *float32, yStride int)")
+	Doc(fmt.Sprintf("stream%s%sx%d multiplies %d rows of packed weights with %d tokens.", format, s.name, tokens, count, tokens))
+	groups := Load(Param("groups"), GP64())
+	stride := GP64()
+	MOVQ(groups, stride)
+	IMUL3Q(U32(groupBytes), stride, stride)
+	x := addressRows(Load(Param("x"), GP64()), Load(Param("xStride"), GP64()), tokens)
+	w := addressRows(Load(Param("w"), GP64()), stride, count)
+	scaleStride := GP64()
+	MOVQ(groups, scaleStride)
+	scales := addressRows(Load(Param("scales"), GP64()), scaleStride, count)
+	emit := prepare()
+	acc := make([][]sum, count)
+	for r := range acc {
+		for range tokens {
+			a := s.sum()
+			s.zero(a)
+			acc[r] = append(acc[r], a)
+		}
+	}
+	var inputs [][2]VecVirtual // in registers where there are enough of them
+	if s.parts == 1 {
+		for range tokens {
+			inputs = append(inputs, [2]VecVirtual{s.reg(), s.reg()})
+		}
+	}
+
+	Label("group")
+	for t, in := range inputs {
+		VMOVUPS(x.at(t, 0), in[0])
+		VMOVUPS(x.at(t, 64), in[1])
+	}
+	for r := range count {
+		emit(w.at(r, 0), scales.at(r, 0), func(half int, weights sum) {
+			for t := range tokens {
+				for p, v := range weights {
+					if v == nil {
+						continue
+					}
+					if inputs != nil {
+						VFMADD231PS(inputs[t][half], v, acc[r][t][p])
+					} else {
+						VFMADD231PS(x.at(t, 64*half+32*p), v, acc[r][t][p])
+					}
+				}
+			}
+		})
+	}
+	x.advance(128)
+	w.advance(groupBytes)
+	scales.advance(1)
+	DECQ(groups)
+	JNZ(LabelRef("group"))
+
+	y := addressRows(Load(Param("y"), GP64()), Load(Param("yStride"), GP64()), tokens)
+	for r := range count {
+		for t := range tokens {
+			VMOVSS(s.total32(acc[r][t]), y.at(t, 4*r))
+		}
+	}
+	VZEROUPPER()
+	RET()
+}
+
+// total32 adds up 16 lanes: halves onto each other until one is left.
+func (s isa) total32(a sum) Register {
+	half, upper := a[0].AsY(), YMM()
+	if s.parts == 1 {
+		VEXTRACTF64X4(U8(1), a[0], upper)
+		VADDPS(upper, half, half)
+	} else {
+		VADDPS(a[1], half, half)
+	}
+	x, rest := a[0].AsX(), XMM()
+	if s.parts == 1 { // registers from 16 on have EVEX instructions only
+		VEXTRACTF32X4(U8(1), half, rest)
+	} else {
+		VEXTRACTF128(U8(1), half, rest)
+	}
+	VADDPS(rest, x, x)
+	VMOVHLPS(x, x, rest)
+	VADDPS(rest, x, x)
+	VMOVSHDUP(x, rest)
+	VADDSS(rest, x, x)
+	return x
+}
+
+// total64 adds up 8 lanes as kernel.Lanes does.
+func (s isa) total64(a sum) Register {
+	half, upper := a[0].AsY(), YMM()
+	if s.parts == 1 {
+		VEXTRACTF64X4(U8(1), a[0], upper)
+		VADDPD(upper, half, half)
+	} else {
+		VADDPD(a[1], half, half)
+	}
+	x, rest := a[0].AsX(), XMM()
+	VEXTRACTF128(U8(1), half, rest) // lanes 2 and 3
+	VHADDPD(x, x, x)
+	VHADDPD(rest, rest, rest)
+	VADDSD(rest, x, x)
+	return x
+}
+
+// mxfp4 prepares the decoding of MXFP4: the scaled table of values is looked up
+// by the codes, so that each weight comes out exact.
+func (s isa) mxfp4() decoder {
+	table, tableAt, sign := s.reg(), GP64(), s.reg()
+	LEAQ(scaleTable, tableAt)
+	if s.parts == 1 {
+		VMOVUPS(codes, table)
+	} else { // a ymm register holds the eight magnitudes; bit 3 of a code is the sign
+		VMOVUPS(magnitudes, table)
+		VBROADCASTSS(signBit, sign)
+	}
+	return func(w, scale Mem, next func(half int, weights sum)) {
+		index, scaled := GP32(), s.reg()
+		MOVBLZX(scale, index)
+		VBROADCASTSS(Mem{Base: tableAt, Index: index.As64(), Scale: 4}, scaled)
+		VMULPS(table, scaled, scaled)
+		for p := range s.parts {
+			bytes := s.reg()
+			VPMOVZXBD(w.Offset(8*p), bytes)
+			for half := range 2 {
+				if half == 1 {
+					VPSRLD(U8(4), bytes, bytes)
+				}
+				value, weights := s.reg(), make(sum, s.parts)
+				VPERMPS(scaled, bytes, value)
+				if s.parts == 2 {
+					negative := s.reg()
+					VPSLLD(U8(28), bytes, negative)
+					VPAND(sign, negative, negative)
+					VPOR(negative, value, value)
+				}
+				weights[p] = value
+				next(half, weights)
+			}
+		}
+	}
+}
+
+// bf16 prepares the decoding of bfloat16, the upper half of a float32.
+func (s isa) bf16() decoder {
+	mask := s.reg()
+	if s.parts == 1 {
+		VPBROADCASTD(upperHalf, mask)
+	} else {
+		VBROADCASTSS(upperHalf, mask)
+	}
+	return func(w, _ Mem, next func(half int, weights sum)) {
+		for p := range s.parts {
+			odd, even := s.reg(), s.reg()
+			VMOVUPS(w.Offset(s.width*p), odd)
+			VPSLLD(U8(16), odd, even)
+			if s.parts == 1 {
+				VPANDD(mask, odd, odd)
+			} else {
+				VPAND(mask, odd, odd)
+			}
+			for half, value := range []VecVirtual{even, odd} {
+				weights := make(sum, s.parts)
+				weights[p] = value
+				next(half, weights)
+			}
+		}
+	}
+}
+
+func streamMXFP4(s isa, count, tokens int) { stream(s, "MXFP4", count, tokens, 16, s.mxfp4) }
+
+func streamBF16(s isa, count, tokens int) { stream(s, "BF16", count, tokens, 64, s.bf16) }
+
+// decode emits a kernel that decodes groups of 32 columns to float32, in split
+// order.
+func decode(s isa, format string, groupBytes int, prepare func() decoder) {
+	TEXT("decode"+format+s.name, NOSPLIT, "func(groups int, w, scales *byte, dst *float32)")
+	Doc("decode" + format + s.name + " decodes groups of 32 weights to float32 in split order.")
+	groups := Load(Param("groups"), GP64())
+	w, scales, dst := Load(Param("w"), GP64()), Load(Param("scales"), GP64()), Load(Param("dst"), GP64())
+	emit := prepare()
+	Label("group")
+	emit(Mem{Base: w}, Mem{Base: scales}, func(half int, weights sum) {
+		for p, value := range weights {
+			if value != nil {
+				VMOVUPS(value, Mem{Base: dst, Disp: 64*half + s.width*p})
+			}
+		}
+	})
+	ADDQ(I32(groupBytes), w)
+	INCQ(scales)
+	ADDQ(I32(128), dst)
+	DECQ(groups)
+	JNZ(LabelRef("group"))
+	VZEROUPPER()
+	RET()
+}
+
+func decodeMXFP4(s isa) { decode(s, "MXFP4", 16, s.mxfp4) }
+
+func decodeBF16(s isa) { decode(s, "BF16", 64, s.bf16) }
+
+// decode64 emits a kernel that decodes groups to float64, in their own order.
+func decode64(s isa, format string, groupBytes int, prepare func() decoder) {
+	TEXT("decode64"+format+s.name, NOSPLIT, "func(groups int, w, scales *byte, dst *float64)")
+	Doc("decode64" + format + s.name + " decodes groups of 32 weights to float64.")
+	groups := Load(Param("groups"), GP64())
+	w, scales, dst := Load(Param("w"), GP64()), Load(Param("scales"), GP64()), Load(Param("dst"), GP64())
+	emit := prepare()
+	low, high := ZMM(), ZMM()
+	VMOVUPS(interleaveLow, low)
+	VMOVUPS(interleaveHigh, high)
+	Label("group")
+	var even VecVirtual
+	emit(Mem{Base: w}, Mem{Base: scales}, func(half int, weights sum) {
+		if half == 0 {
+			even = weights[0]
+			return
+		}
+		odd := weights[0]
+		for i, order := range []VecVirtual{low, high} {
+			natural, upper, wide := ZMM(), YMM(), ZMM()
+			VMOVAPS(order, natural)
+			VPERMI2PS(odd, even, natural)
+			VCVTPS2PD(natural.AsY(), wide)
+			VMOVUPD(wide, Mem{Base: dst, Disp: 128 * i})
+			VEXTRACTF64X4(U8(1), natural, upper)
+			VCVTPS2PD(upper, wide)
+			VMOVUPD(wide, Mem{Base: dst, Disp: 128*i + 64})
+		}
+	})
+	ADDQ(I32(groupBytes), w)
+	INCQ(scales)
+	ADDQ(I32(256), dst)
+	DECQ(groups)
+	JNZ(LabelRef("group"))
+	VZEROUPPER()
+	RET()
+}
+
+// block emits a kernel that adds the products of `count` rows of a decoded tile
+// with `tokens` rows of x to running sums, 32 columns at a time:
+//
+//	func(groups int, x *F, xStride int, w *F, wStride int, acc *F)
+//
+// acc holds the lanes of [rows, tokens] sums. Strides are in bytes.
+func block(s isa, count, tokens, bits int) {
+	const signature = "func(groups int, x *float%[1]d, xStride int, w *float%[1]d, wStride int, acc *float%[1]d)"
+	name := fmt.Sprintf("block%d%sx%d", bits, s.name, tokens)
+	TEXT(name, NOSPLIT, fmt.Sprintf(signature, bits))
+	Doc(fmt.Sprintf("%s multiplies %d rows of a tile with %d tokens.", name, count, tokens))
+	groups := Load(Param("groups"), GP64())
+	x := addressRows(Load(Param("x"), GP64()), Load(Param("xStride"), GP64()), tokens)
+	w := addressRows(Load(Param("w"), GP64()), Load(Param("wStride"), GP64()), count)
+	sums := Load(Param("acc"), GP64())
+	acc := make([][]sum, count)
+	each := func(visit func(register VecVirtual, at Mem)) {
+		for r := range acc {
+			for t := range acc[r] {
+				for p, register := range acc[r][t] {
+					visit(register, Mem{Base: sums, Disp: 64*(r*tokens+t) + s.width*p})
+				}
+			}
+		}
+	}
+	for r := range acc {
+		for range tokens {
+			acc[r] = append(acc[r], s.sum())
+		}
+	}
+	each(func(register VecVirtual, at Mem) { VMOVUPS(at, register) })
+
+	Label("group")
+	groupBytes := 32 * bits / 8
+	for offset := 0; offset < groupBytes; offset += 64 {
+		for p := range s.parts {
+			at := offset + s.width*p
+			inputs := make([]VecVirtual, tokens)
+			for t := range inputs {
+				inputs[t] = s.reg()
+				VMOVUPS(x.at(t, at), inputs[t])
+			}
+			for r := range count {
+				weights := s.reg()
+				VMOVUPS(w.at(r, at), weights)
+				for t := range tokens {
+					if bits == 32 {
+						VFMADD231PS(inputs[t], weights, acc[r][t][p])
+						continue
+					}
+					// Not fused, so that every machine, and kernel.Lanes, has the same
+					// float64 results.
+					product := s.reg()
+					VMULPD(inputs[t], weights, product)
+					VADDPD(product, acc[r][t][p], acc[r][t][p])
+				}
+			}
+		}
+	}
+	x.advance(groupBytes)
+	w.advance(groupBytes)
+	DECQ(groups)
+	JNZ(LabelRef("group"))
+	each(func(register VecVirtual, at Mem) { VMOVUPS(register, at) })
+	VZEROUPPER()
+	RET()
+}
+
+func block32(s isa, count, tokens int) { block(s, count, tokens, 32) }
+
+func block64(s isa, count, tokens int) { block(s, count, tokens, 64) }
+
+// reduce emits a kernel that adds up the lanes of n sums.
+func reduce(s isa, bits int) {
+	TEXT(fmt.Sprintf("reduce%d%s", bits, s.name), NOSPLIT, fmt.Sprintf("func(n int, acc, y *float%d)", bits))
+	Doc(fmt.Sprintf("reduce%d%s adds up the lanes of n sums.", bits, s.name))
+	n, acc, y := Load(Param("n"), GP64()), Load(Param("acc"), GP64()), Load(Param("y"), GP64())
+	Label("sum")
+	lanes := s.sum()
+	for p, register := range lanes {
+		VMOVUPS(Mem{Base: acc, Disp: s.width * p}, register)
+	}
+	if bits == 32 {
+		VMOVSS(s.total32(lanes), Mem{Base: y})
+	} else {
+		VMOVSD(s.total64(lanes), Mem{Base: y})
+	}
+	ADDQ(I32(64), acc)
+	ADDQ(I32(bits/8), y)
+	DECQ(n)
+	JNZ(LabelRef("sum"))
+	VZEROUPPER()
+	RET()
+}

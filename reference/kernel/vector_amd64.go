@@ -1,0 +1,65 @@
+package kernel
+
+import "golang.org/x/sys/cpu"
+
+// instructionSets lists those that this processor has, best first.
+var instructionSets = available()
+
+// chosen is the instruction set that products run on; nil is portable Go.
+var chosen = best(instructionSets)
+
+func best(sets []*instructionSet) *instructionSet {
+	if len(sets) == 0 {
+		return nil
+	}
+	return sets[0]
+}
+
+func available() (sets []*instructionSet) {
+	if cpu.X86.HasAVX512F && cpu.X86.HasAVX512VL && cpu.X86.HasAVX2 && cpu.X86.HasFMA {
+		sets = append(sets, &avx512)
+	}
+	if cpu.X86.HasAVX2 && cpu.X86.HasFMA {
+		sets = append(sets, &avx2)
+	}
+	return sets
+}
+
+var avx512 = instructionSet{
+	name: "AVX-512",
+	single: vectors[float32]{
+		arrange: split, lanes: 16, reduce: reduce32AVX512,
+		blocks: []blockKernel[float32]{
+			{6, block32AVX512x1}, {6, block32AVX512x2}, {6, block32AVX512x3}, {6, block32AVX512x4},
+		},
+		mxfp4: []streamKernel[float32]{
+			{4, streamMXFP4AVX512x1}, {4, streamMXFP4AVX512x2}, {4, streamMXFP4AVX512x3}, {4, streamMXFP4AVX512x4},
+		},
+		bf16: []streamKernel[float32]{
+			{4, streamBF16AVX512x1}, {4, streamBF16AVX512x2}, {4, streamBF16AVX512x3}, {4, streamBF16AVX512x4},
+		},
+		decodeMXFP4: decodeMXFP4AVX512, decodeBF16: decodeBF16AVX512,
+	},
+	double: vectors[float64]{
+		arrange: inOrder, lanes: 8, reduce: reduce64AVX512,
+		blocks: []blockKernel[float64]{
+			{4, block64AVX512x1}, {4, block64AVX512x2}, {4, block64AVX512x3}, {4, block64AVX512x4},
+		},
+		decodeMXFP4: decode64MXFP4AVX512, decodeBF16: decode64BF16AVX512,
+	},
+}
+
+var avx2 = instructionSet{
+	name: "AVX2",
+	single: vectors[float32]{
+		arrange: split, lanes: 16, reduce: reduce32AVX2,
+		blocks:      []blockKernel[float32]{{3, block32AVX2x1}, {3, block32AVX2x2}},
+		mxfp4:       []streamKernel[float32]{{4, streamMXFP4AVX2x1}, {2, streamMXFP4AVX2x2}},
+		bf16:        []streamKernel[float32]{{4, streamBF16AVX2x1}, {2, streamBF16AVX2x2}},
+		decodeMXFP4: decodeMXFP4AVX2, decodeBF16: decodeBF16AVX2,
+	},
+	double: vectors[float64]{
+		arrange: inOrder, lanes: 8, reduce: reduce64AVX2,
+		blocks: []blockKernel[float64]{{2, block64AVX2x1}, {2, block64AVX2x2}},
+	},
+}
