@@ -60,8 +60,9 @@ func (r rowRange) Rows(dst []float32, from, n int) { r.Matrix.Rows(dst, r.from+f
 // + store·λ·‖q∘k‖) + 2·store·|s_i| + store·|s_i − max|. The sink has only the last
 // term. To first order a change of one score moves the result by p_i·(v_i −
 // o)·δs_i, and a change of the sink's by p_sink·o·δs; the scores' errors are
-// independent of each other. Large errors (|s| = 30 in bfloat16) leave the
-// first order: e^(2·max δs) covers what is beyond it.
+// independent of each other. Large errors (|s| = 30 in bfloat16) leave the first
+// order: a probability then grows by up to e^δs − 1 of itself, and the sum by the
+// mean of that.
 //
 // The exponential is good to 4u, the sum over n keys to accumulation(n), the
 // division to u; a probability may be stored (store). The weighted sum adds
@@ -77,6 +78,7 @@ func boundAttnCore(b bounding, want []float64) []float64 {
 	kernel.Parallel(len(b.truth.tokens)*c.Heads, 16, func(first, last int) {
 		n := len(b.truth.tokens)
 		p, delta := make([]float64, n), make([]float64, n)
+		scores, values := make([]independent, d), make([]independent, d)
 		for row := first; row < last; row++ {
 			token, head := row/c.Heads, row%c.Heads
 			from, to := stages.KeyRange(l, token)
@@ -97,35 +99,41 @@ func boundAttnCore(b bounding, want []float64) []float64 {
 				delta[i] = scale*(b.accumulation(d)*size+b.store*min(size, lambda*math.Sqrt(squares))) + 2*b.store*math.Abs(p[i])
 			}
 			sink := math.Exp(float64(w.Sinks[head]) - top)
-			deltaSink := b.store * (top - float64(w.Sinks[head]))
-			sum, largest := sink, deltaSink
+			sinkError := sink * growth(b.store*(top-float64(w.Sinks[head])))
+			sum, meanGrowth := sink, sinkError
 			for i := from; i < to; i++ {
-				delta[i] += b.store * (top - p[i])
-				largest = max(largest, delta[i])
+				delta[i] = growth(delta[i] + b.store*(top-p[i]))
 				p[i] = math.Exp(p[i] - top)
 				sum += p[i]
+				meanGrowth += p[i] * delta[i]
 			}
-			beyondFirstOrder := math.Exp(2 * largest)
-			keys := to - from
-			common := 6*b.sum + 2*b.accumulation(keys+1)
-			for j := range d {
-				o := want[row*d+j]
-				var scores, stored independent
-				scores.add(sink / sum * math.Abs(o) * deltaSink)
-				size := 0.0
-				for i := from; i < to; i++ {
-					value := v[(i*c.KVHeads+kvHead)*d+j]
-					probability := p[i] / sum
-					scores.add(probability * math.Abs(value-o) * delta[i])
-					stored.add(probability * math.Abs(value) * b.store)
-					size += probability * math.Abs(value)
+			beyondFirstOrder := 1 + meanGrowth/sum
+			common := 6*b.sum + 2*b.accumulation(to-from+1)
+			out := want[row*d:][:d]
+			for j, o := range out {
+				scores[j] = independent{}
+				scores[j].add(sinkError / sum * math.Abs(o))
+				values[j] = independent{}
+			}
+			for i := from; i < to; i++ {
+				probability := p[i] / sum
+				for j, value := range v[(i*c.KVHeads+kvHead)*d:][:d] {
+					scores[j].add(probability * delta[i] * math.Abs(value-out[j]))
+					values[j].add(probability * math.Abs(value))
 				}
-				bound[row*d+j] = beyondFirstOrder*scores.bound() + stored.bound() + common*size
+			}
+			for j := range out {
+				bound[row*d+j] = beyondFirstOrder*scores[j].bound() + b.store*values[j].bound() + common*values[j].sum
 			}
 		}
 	})
 	return b.stored(bound, want, 1)
 }
+
+// growth is e^delta − 1, by how much of itself an exponential grows when its
+// argument does; far beyond any use it stays finite, so that a probability of
+// zero stays zero.
+func growth(delta float64) float64 { return math.Expm1(min(delta, 100)) }
 
 // boundPostAttention bounds the residual sum x + (W·core + bias): the
 // projection is stored (once for the product and once with its bias in some

@@ -62,16 +62,23 @@ type fit struct {
 
 func (f fit) explains() bool { return f.ratio <= 1 }
 
-// hypotheses builds the model of every fault that a plain forward pass shows.
+// hypotheses builds the model of every fault, in every variant, that a plain
+// forward pass shows.
 func (j *judging) hypotheses() []hypothesis {
 	var list []hypothesis
 	for _, f := range j.options.Catalogue {
-		if !f.Cached {
-			list = append(list, hypothesis{[]faults.Fault{f}, faults.Apply(f, j.model)})
+		if f.Cached {
+			continue
+		}
+		for _, variant := range append([]faults.Fault{f}, f.Variants...) {
+			list = append(list, hypothesis{[]faults.Fault{variant}, faults.Apply(variant, j.model)})
 		}
 	}
 	return list
 }
+
+// same reports whether two single hypotheses are variants of one fault.
+func (h hypothesis) same(g hypothesis) bool { return h.faults[0].ID == g.faults[0].ID }
 
 // and applies a second hypothesis' fault on top.
 func (h hypothesis) and(g hypothesis) hypothesis {
@@ -144,7 +151,7 @@ func (j *judging) pairsFor(singles []hypothesis, first []fit, failed []string, s
 				continue
 			}
 			for _, g := range singles {
-				if j.acts(g, name) {
+				if !g.same(h) && j.acts(g, name) {
 					pairs = append(pairs, h.and(g))
 				}
 			}
@@ -162,7 +169,9 @@ func (j *judging) pairsFor(singles []hypothesis, first []fit, failed []string, s
 	}
 	for i, h := range active {
 		for _, g := range active[i+1:] {
-			pairs = append(pairs, h.and(g))
+			if !g.same(h) {
+				pairs = append(pairs, h.and(g))
+			}
 		}
 	}
 	fits := j.fitAll(pairs, failed[:1], spreads)
@@ -234,7 +243,7 @@ func (j *judging) fit(h hypothesis, names []string, spreads map[string]spread) f
 			_, unresolved := j.reach(name)
 			f.withinSpread(j.shape(name), got, want, s, len(unresolved) > 0)
 		} else {
-			f.against(j.shape(name), got, want, j.bound(e, name, want))
+			f.against(j.shape(name), got, want, hypothetical(j.bound(e, name, want), len(j.tokens)))
 		}
 		result.ratio = max(result.ratio, f.Ratio)
 		for i, g := range got {
@@ -246,6 +255,26 @@ func (j *judging) fit(h hypothesis, names []string, spreads map[string]spread) f
 	}
 	result.rms = math.Sqrt(squares / max(count, 1))
 	return result
+}
+
+// hypothetical widens a bound for a faulty model. The bounds are derived for the
+// right sequence of operations; a fault may add one more, or move the largest
+// intermediate result to another element. So no element is bounded more tightly
+// than its row (token) on average, and all get a factor of four. Faults move
+// their stage by far more than that, or they could not have failed it.
+func hypothetical(bound []float64, rows int) []float64 {
+	width := len(bound) / rows
+	for r := range rows {
+		row := bound[r*width:][:width]
+		mean := 0.0
+		for _, b := range row {
+			mean += b / float64(width)
+		}
+		for i := range row {
+			row[i] = 4 * max(row[i], mean)
+		}
+	}
+	return bound
 }
 
 // routingRatio judges a layer's tapped experts under a hypothesis: what its
@@ -375,7 +404,9 @@ func (j *judging) screenPairs(singles []hypothesis, name string) []hypothesis {
 	var pairs []hypothesis
 	for i, h := range singles {
 		for _, g := range singles[i+1:] {
-			pairs = append(pairs, h.and(g))
+			if !g.same(h) {
+				pairs = append(pairs, h.and(g))
+			}
 		}
 	}
 	for tokens := min(4, len(j.tokens)); ; tokens = min(4*tokens, len(j.tokens)) {
@@ -505,4 +536,16 @@ func projection(got, truth, other []float64, rows int) float64 {
 		}
 	}
 	return math.NaN()
+}
+
+// String says it in one line.
+func (d *Diagnosis) String() string {
+	if d.ID() == "none" {
+		return "no known fault explains it"
+	}
+	text := fmt.Sprintf("it matches %s, to %.2g", d.ID(), d.RemainingMax)
+	if len(d.Equals) > 0 {
+		text += fmt.Sprintf(" (this input can't tell that from %s)", strings.Join(d.Equals, ", "))
+	}
+	return text
 }

@@ -118,7 +118,8 @@ func jittered[F reference.Float](e *evaluation[F], from *observed, seed int) *ev
 	}
 	known(e, from)
 	for name, u := range from.coarse {
-		values := e.reals[name]
+		values := slices.Clone(e.reals[name])
+		e.reals[name] = values
 		for i, v := range values {
 			values[i] = v + v*F(u*(2*chance(float64(v)+float64(i), seed)-1))
 		}

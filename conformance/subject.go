@@ -3,6 +3,7 @@ package conformance
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -157,12 +158,16 @@ func (o *observed) routing(c config.Config) (layers [][]int32, complete bool) {
 
 // known starts an evaluation of a model from the subject's own taps.
 func known[F reference.Float](e *evaluation[F], o *observed) *evaluation[F] {
-	for name, values := range o.reals {
-		converted := make([]F, len(values))
-		for i, v := range values {
-			converted[i] = F(v)
+	if wide, ok := any(e).(*evaluation[float64]); ok {
+		maps.Copy(wide.reals, o.reals) // shared, not copied: evaluations never write to what they know
+	} else {
+		for name, values := range o.reals {
+			converted := make([]F, len(values))
+			for i, v := range values {
+				converted[i] = F(v)
+			}
+			e.reals[name] = converted
 		}
-		e.reals[name] = converted
 	}
 	for name, values := range o.integers {
 		e.integers[name] = values
