@@ -29,7 +29,8 @@ var environment = sync.OnceValue(func() error {
 		return err
 	}
 	ort.SetSharedLibraryPath(path)
-	if err := ort.InitializeEnvironment(ort.WithLogLevelError()); err != nil {
+	// Errors are returned; the runtime need not print them too.
+	if err := ort.InitializeEnvironment(ort.WithLogLevelFatal()); err != nil {
 		return fmt.Errorf("loading ONNX Runtime from %s: %w", path, err)
 	}
 	return nil
