@@ -1,0 +1,71 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gptoss-conformance/gptoss/fixtures"
+)
+
+func runExport(t *testing.T, arguments ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	status = run(t.Context(), []*cobra.Command{exportCommand()}, append([]string{"export"}, arguments...), &out, &errs)
+	return status, out.String(), errs.String()
+}
+
+func TestExportValidates(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m.onnx")
+	status, stdout, stderr := runExport(t, "--checkpoint", fixtures.Dir("toy"), "--output", path)
+	require.Zero(t, status, stderr)
+	require.Contains(t, stdout, "agrees with the reference on 44 tokens")
+	require.Empty(t, stderr)
+	require.FileExists(t, path)
+	require.FileExists(t, path+".data")
+
+	// Its own outputs are replaced; other people's only by force.
+	status, _, stderr = runExport(t, "--checkpoint", fixtures.Dir("toy"), "--output", path, "--skip-validation", "--experts", "dense", "--sequence-length", "3")
+	require.Zero(t, status, stderr)
+	require.NoError(t, os.WriteFile(path, []byte("a letter"), 0o644))
+	status, _, stderr = runExport(t, "--checkpoint", fixtures.Dir("toy"), "--output", path, "--skip-validation")
+	require.Equal(t, exitInput, status)
+	require.Contains(t, stderr, "--force")
+	status, _, stderr = runExport(t, "--checkpoint", fixtures.Dir("toy"), "--output", path, "--skip-validation", "--force")
+	require.Zero(t, status, stderr)
+}
+
+func TestExportRefusesBadInput(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "m.onnx")
+	toy := fixtures.Dir("toy")
+	for _, c := range []struct {
+		name, want string
+		arguments  []string
+	}{
+		{"length 0", "--sequence-length: 0", []string{"--checkpoint", toy, "--output", path, "--sequence-length", "0"}},
+		{"negative length", "--sequence-length: -4", []string{"--checkpoint", toy, "--output", path, "--sequence-length", "-4"}},
+		{"operators", `--operators: "magic"`, []string{"--checkpoint", toy, "--output", path, "--operators", "magic"}},
+		{"experts", `--experts: "none"`, []string{"--checkpoint", toy, "--output", path, "--experts", "none"}},
+		{"no directory", "--output", []string{"--checkpoint", toy, "--output", filepath.Join(dir, "missing", "m.onnx")}},
+		{"a directory", "is a directory", []string{"--checkpoint", toy, "--output", dir}},
+		{"no checkpoint", "nowhere", []string{"--checkpoint", filepath.Join(dir, "nowhere"), "--output", path}},
+		{"no output", "output", []string{"--checkpoint", toy}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			status, stdout, stderr := runExport(t, c.arguments...)
+			require.Equal(t, exitInput, status)
+			require.Empty(t, stdout)
+			require.Contains(t, stderr, c.want)
+			require.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
+			entries, err := os.ReadDir(dir)
+			require.NoError(t, err)
+			require.Empty(t, entries)
+		})
+	}
+}
