@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"math"
 	"runtime"
@@ -62,12 +63,13 @@ type fit struct {
 
 func (f fit) explains() bool { return f.ratio <= 1 }
 
-// hypotheses builds the model of every fault, in every variant, that a plain
-// forward pass shows.
+// hypotheses builds the model of every fault in every variant. Faults of the KV
+// cache are left out unless the subject used one: a plain forward pass does not
+// show them.
 func (j *judging) hypotheses() []hypothesis {
 	var list []hypothesis
 	for _, f := range j.options.Catalogue {
-		if f.Cached {
+		if f.Cached && j.options.Prefill == 0 {
 			continue
 		}
 		for _, variant := range append([]faults.Fault{f}, f.Variants...) {
@@ -75,6 +77,11 @@ func (j *judging) hypotheses() []hypothesis {
 		}
 	}
 	return list
+}
+
+// cached reports whether a fault shows only with a KV cache.
+func (h hypothesis) cached() bool {
+	return slices.ContainsFunc(h.faults, func(f faults.Fault) bool { return f.Cached })
 }
 
 // same reports whether two single hypotheses are variants of one fault.
@@ -344,52 +351,102 @@ const equalWithin = 1.25
 // diagnoseRuns works from whole runs, when the subject tapped nothing between
 // the tokens and its output: every fault's float64 run is compared with it.
 func (j *judging) diagnoseRuns(v *Verdict) (*Diagnosis, error) {
-	name := taps.Logits
-	if _, ok := j.subject.reals[name]; !ok {
-		name = v.FirstDivergence
+	out := j.outcome(v)
+	if out == nil {
+		return &Diagnosis{From: "nothing that runs could be compared by", Remaining: math.Inf(1)}, nil
 	}
-	from := "whole runs, by " + name + " alone"
-	if taps.Integer(name) {
-		return &Diagnosis{From: from, Remaining: math.Inf(1)}, nil
-	}
+	from := "whole runs, by " + out.name + " alone"
 	singles := j.hypotheses()
-	fits := j.fitRuns(singles, name, len(j.tokens))
-	if d := bestOf(slices.Clone(fits), from); d != nil {
+	if d := bestOf(j.fitRuns(singles, out, len(j.tokens)), from); d != nil {
 		return d, j.ctx.Err()
 	}
-	survivors := j.screenPairs(singles, name)
-	if d := bestOf(j.fitRuns(survivors, name, len(j.tokens)), from); d != nil {
+	survivors := j.screenPairs(singles, out)
+	if d := bestOf(j.fitRuns(survivors, out, len(j.tokens)), from); d != nil {
 		return d, j.ctx.Err()
 	}
 	return &Diagnosis{From: from, Remaining: math.Inf(1)}, j.ctx.Err()
 }
 
-// fitRuns runs hypotheses on the first tokens and compares one tap.
-func (j *judging) fitRuns(list []hypothesis, name string, tokens int) []fit {
+// outcome is the one output by which whole runs are compared: [rows, width], a
+// row for each token from the first one on.
+type outcome struct {
+	name  string
+	first int // the token of the first row
+	width int
+	got   []float64
+	spread
+	loose bool // rows can't be compared one by one
+	// of computes the same output for a run over the first tokens.
+	of func(e *evaluation[float64]) []float64
+}
+
+// outcome picks the logits, or the first tap that diverged if there are none.
+func (j *judging) outcome(v *Verdict) *outcome {
+	if j.greedy != nil {
+		return j.greedy
+	}
+	name := taps.Logits
+	if _, ok := j.subject.reals[name]; !ok {
+		name = v.FirstDivergence
+	}
+	got, ok := j.subject.reals[name]
+	if !ok {
+		return nil
+	}
+	return &outcome{
+		name: name, got: got, width: len(got) / len(j.tokens), spread: j.spreads[name], loose: j.loose,
+		of: func(e *evaluation[float64]) []float64 { return e.real(name) },
+	}
+}
+
+// fitRuns runs hypotheses on the first tokens and compares their outcome.
+func (j *judging) fitRuns(list []hypothesis, out *outcome, tokens int) []fit {
 	fits := make([]fit, len(list))
+	rows := tokens - out.first
+	got := out.got[:rows*out.width]
 	parallel(len(list), func(i int) {
 		fits[i] = fit{ids: list[i].ids(), ratio: math.Inf(1), rms: math.Inf(1)}
 		if j.ctx.Err() != nil {
 			return
 		}
-		e := newEvaluation(j.ctx, &list[i].model, j.tokens[:tokens])
-		if routing, complete := j.subject.routing(j.model.Weights.Config); complete && tokens == len(j.tokens) {
-			for layer, indices := range routing {
-				e.integers[taps.Block(layer, taps.ExpertIndices)] = indices
-			}
-		}
-		want := e.real(name)
-		got := j.subject.reals[name][:len(want)]
-		shape := slices.Clone(j.shape(name))
-		shape[0] = tokens
-		f := j.finding(name, FreeRunning)
-		s := j.spreads[name]
-		f.withinSpread(shape, got, want, s.head(tokens), j.loose)
+		want := out.of(j.runOf(list[i], tokens))
+		f := Finding{Tap: out.name, Verdict: Pass}
+		f.withinSpread([]int{rows, out.width}, got, want, out.head(rows), out.loose)
 		fits[i].ratio = f.Ratio
 		fits[i].maxAbs = math.Abs(f.Worst.Got - f.Worst.Want)
-		fits[i].rms = median(rowErrorsOf(got, want, tokens).rms)
+		fits[i].rms = median(rowErrorsOf(got, want, rows).rms)
 	})
 	return fits
+}
+
+// runOf evaluates a hypothesis from the first tokens: with the subject's own
+// routing if all of it is known, and with a KV cache if the subject used one.
+func (j *judging) runOf(h hypothesis, tokens int) *evaluation[float64] {
+	e := newEvaluation(j.ctx, &h.model, j.tokens[:tokens])
+	if routing, complete := j.subject.routing(j.model.Weights.Config); complete && tokens == len(j.tokens) {
+		for layer, indices := range routing {
+			e.integers[taps.Block(layer, taps.ExpertIndices)] = indices
+		}
+	}
+	if j.options.Prefill > 0 && h.cached() {
+		e.reals[taps.Logits] = decoded(j.ctx, h.model, j.tokens[:tokens], j.options.Prefill)
+	}
+	return e
+}
+
+// decoded runs a model with a KV cache: the first tokens together, the others one
+// by one. Only a context that is done makes it come out short.
+func decoded(ctx context.Context, m reference.Model[float64], tokens []int32, prefill int) []float64 {
+	var cache reference.Cache[float64]
+	var logits []float64
+	for from, to := 0, min(prefill, len(tokens)); from < len(tokens); from, to = to, to+1 {
+		step, err := m.Forward(ctx, tokens[from:to], &cache, reference.Observer[float64]{})
+		if err != nil {
+			return make([]float64, len(tokens)*m.Weights.Config.VocabSize)
+		}
+		logits = append(logits, step...)
+	}
+	return logits
 }
 
 // head is the spread of the first rows.
@@ -400,7 +457,7 @@ func (s spread) head(rows int) spread {
 // screenPairs runs every pair on ever more tokens and keeps those that can still
 // explain the subject. The model is causal, so a prefix of the tokens gives a
 // prefix of the rows, and most pairs are out after a few.
-func (j *judging) screenPairs(singles []hypothesis, name string) []hypothesis {
+func (j *judging) screenPairs(singles []hypothesis, out *outcome) []hypothesis {
 	var pairs []hypothesis
 	for i, h := range singles {
 		for _, g := range singles[i+1:] {
@@ -409,9 +466,9 @@ func (j *judging) screenPairs(singles []hypothesis, name string) []hypothesis {
 			}
 		}
 	}
-	for tokens := min(4, len(j.tokens)); ; tokens = min(4*tokens, len(j.tokens)) {
-		fits := j.fitRuns(pairs, name, tokens)
-		pairs = survivors(pairs, fits, j.loose)
+	for tokens := min(out.first+4, len(j.tokens)); ; tokens = min(4*tokens, len(j.tokens)) {
+		fits := j.fitRuns(pairs, out, tokens)
+		pairs = survivors(pairs, fits, out.loose)
 		if tokens == len(j.tokens) || j.ctx.Err() != nil {
 			return pairs
 		}
@@ -478,7 +535,7 @@ func (j *judging) weighHypotheses(v *Verdict) error {
 		if j.ctx.Err() != nil {
 			return
 		}
-		other := newEvaluation(j.ctx, &list[i].model, j.tokens).real(taps.Logits)
+		other := j.runOf(list[i], rows).real(taps.Logits)
 		shares[i] = projection(logits, truth, other, rows)
 		for _, s := range j.sampleLogits {
 			noise[i] = max(noise[i], math.Abs(projection(s, truth, other, rows)))

@@ -22,6 +22,9 @@ type JudgeOptions struct {
 	// free-running taps: what independent implementations need on this very
 	// checkpoint and prompt.
 	Budget Budget
+	// Prefill says that the subject ran with a KV cache: so many tokens together,
+	// then one at a time. 0 means that it ran all tokens together.
+	Prefill int
 	// Memory, if it is not nil, is shared by the judgements of several subjects on
 	// the same prompts.
 	Memory *Memory
@@ -111,6 +114,7 @@ type judging struct {
 	sampleLogits [][]float64       // of the perturbed runs
 	spreads      map[string]spread // of free-running taps
 	loose        bool              // rows can't be compared one by one
+	greedy       *outcome          // the log-probabilities of generated tokens, if they are all there is
 }
 
 func newJudging(ctx context.Context, m *checkpoint.Model, tokens []int32, subject *observed, o JudgeOptions) *judging {

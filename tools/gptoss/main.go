@@ -16,7 +16,13 @@ import (
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		inspectCommand(),
+		judgeCommand(),
+		routingCommand(),
+		convertCommand(),
+		probeCommand(),
 		generateCommand(),
+		answersCommand(),
+		expandCommand(),
 	}
 }
 
