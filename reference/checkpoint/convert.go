@@ -358,7 +358,7 @@ func (p *plan) openAI(path string) ([]*output, map[*output][]item, error) {
 		items = append(items, p.vectors(mlp+"mlp2_bias", mlp+"mlp2_bias", b.MLP2Bias))
 	}
 	items = append(items, p.vector("norm.scale", "norm.scale", p.FinalNorm), p.matrix("unembedding.weight", "unembedding.weight", false, p.Unembedding))
-	outputs, byFile, err := p.shards(path, items, "model--%05d-of-%05d.safetensors", nil)
+	outputs, byFile, err := p.shards(path, items, "model--%05d-of-%05d.safetensors")
 	return append(outputs, textFile(filepath.Join(path, configName), text)), byFile, err
 }
 
@@ -410,8 +410,7 @@ func (p *plan) huggingFace(path string) ([]*output, map[*output][]item, error) {
 	}
 	items = append(items, p.vector("model.norm.weight", "norm.scale", p.FinalNorm), p.matrix("lm_head.weight", "unembedding.weight", false, p.Unembedding))
 
-	// Hugging Face's loader refuses files that don't say what they were made for.
-	outputs, byFile, err := p.shards(path, items, "model-%05d-of-%05d.safetensors", map[string]string{"format": "pt"})
+	outputs, byFile, err := p.shards(path, items, "model-%05d-of-%05d.safetensors")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -427,7 +426,7 @@ func (p *plan) huggingFace(path string) ([]*output, map[*output][]item, error) {
 
 // shards lays out as many safetensors files as are asked for. Blocks and scales
 // stay together, because they are written together.
-func (p *plan) shards(directory string, items []item, pattern string, metadata map[string]string) ([]*output, map[*output][]item, error) {
+func (p *plan) shards(directory string, items []item, pattern string) ([]*output, map[*output][]item, error) {
 	var parts [][]item
 	var filled int64
 	for at := 0; at < len(items); {
@@ -450,6 +449,9 @@ func (p *plan) shards(directory string, items []item, pattern string, metadata m
 		filled += size
 		at += n
 	}
+	// transformers refuses files that don't say what they were made for; OpenAI's
+	// own files say the same.
+	metadata := map[string]string{"format": "pt"}
 	var outputs []*output
 	byFile := map[*output][]item{}
 	for n, part := range parts {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/x448/float16"
 
+	"github.com/gptoss-conformance/gptoss/reference/kernel"
 	"github.com/gptoss-conformance/gptoss/reference/tensor"
 )
 
@@ -215,4 +216,16 @@ func (m Stack) Rows(dst []float32, from, n int) {
 		}
 		from = max(from-rows, 0)
 	}
+}
+
+// PackedBF16 returns the bytes, for kernels that widen in registers.
+func (m BF16) PackedBF16() []byte { return m.Data }
+
+// Stacked returns the parts, for kernels that take them one by one.
+func (m Stack) Stacked() []kernel.Rows {
+	parts := make([]kernel.Rows, len(m.Parts))
+	for i, p := range m.Parts {
+		parts[i] = p
+	}
+	return parts
 }

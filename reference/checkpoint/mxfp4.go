@@ -90,3 +90,6 @@ func overflows(block []byte, scale byte) bool {
 	}
 	return false
 }
+
+// PackedMXFP4 returns the bytes, for kernels that decode in registers.
+func (m MXFP4) PackedMXFP4() (blocks, scales []byte) { return m.Blocks, m.Scales }

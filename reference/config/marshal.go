@@ -5,27 +5,29 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // openAIFile has the keys of ModelConfig in gpt_oss/torch/model.py and no
 // others: its loader passes them all on as arguments.
 type openAIFile struct {
-	Layers          int     `json:"num_hidden_layers"`
-	Experts         int     `json:"num_experts"`
-	ExpertsPerToken int     `json:"experts_per_token"`
-	Vocab           int     `json:"vocab_size"`
-	Hidden          int     `json:"hidden_size"`
-	Intermediate    int     `json:"intermediate_size"`
-	Limit           float64 `json:"swiglu_limit"`
-	HeadDim         int     `json:"head_dim"`
-	Heads           int     `json:"num_attention_heads"`
-	KVHeads         int     `json:"num_key_value_heads"`
-	Window          int     `json:"sliding_window"`
-	Context         int     `json:"initial_context_length"`
-	Theta           float64 `json:"rope_theta"`
-	Factor          float64 `json:"rope_scaling_factor"`
-	Alpha           float64 `json:"rope_ntk_alpha"`
-	Beta            float64 `json:"rope_ntk_beta"`
+	Layers          int    `json:"num_hidden_layers"`
+	Experts         int    `json:"num_experts"`
+	ExpertsPerToken int    `json:"experts_per_token"`
+	Vocab           int    `json:"vocab_size"`
+	Hidden          int    `json:"hidden_size"`
+	Intermediate    int    `json:"intermediate_size"`
+	Limit           number `json:"swiglu_limit"`
+	HeadDim         int    `json:"head_dim"`
+	Heads           int    `json:"num_attention_heads"`
+	KVHeads         int    `json:"num_key_value_heads"`
+	Window          int    `json:"sliding_window"`
+	Context         int    `json:"initial_context_length"`
+	Theta           number `json:"rope_theta"`
+	Factor          number `json:"rope_scaling_factor"`
+	Alpha           number `json:"rope_ntk_alpha"`
+	Beta            number `json:"rope_ntk_beta"`
 }
 
 // MarshalOpenAI writes a config.json as OpenAI's loader reads it. A model that
@@ -48,9 +50,9 @@ func (c Config) MarshalOpenAI() ([]byte, error) {
 		return nil, err
 	}
 	return marshal(openAIFile{
-		c.Layers, c.Experts, c.ExpertsPerToken, c.VocabSize, c.HiddenSize, c.IntermediateSize, c.SwiGLULimit,
+		c.Layers, c.Experts, c.ExpertsPerToken, c.VocabSize, c.HiddenSize, c.IntermediateSize, number(c.SwiGLULimit),
 		c.HeadDim, c.Heads, c.KVHeads, window, c.InitialContextLength,
-		c.RopeTheta, c.RopeScalingFactor, c.RopeNTKAlpha, c.RopeNTKBeta,
+		number(c.RopeTheta), number(c.RopeScalingFactor), number(c.RopeNTKAlpha), number(c.RopeNTKBeta),
 	})
 }
 
@@ -85,15 +87,28 @@ type huggingFaceFile struct {
 	KVHeads         int               `json:"num_key_value_heads"`
 	Experts         int               `json:"num_local_experts"`
 	Quantization    *quantizationFile `json:"quantization_config,omitempty"`
-	Epsilon         float64           `json:"rms_norm_eps"`
+	Epsilon         number            `json:"rms_norm_eps"`
 	Rope            ropeFile          `json:"rope_scaling"`
-	Theta           float64           `json:"rope_theta"`
+	Theta           number            `json:"rope_theta"`
 	Window          *int              `json:"sliding_window"`
-	SwiGLUAlpha     float64           `json:"swiglu_alpha"`
-	Limit           float64           `json:"swiglu_limit"`
+	SwiGLUAlpha     number            `json:"swiglu_alpha"`
+	Limit           number            `json:"swiglu_limit"`
 	Tied            bool              `json:"tie_word_embeddings"`
 	TorchDType      string            `json:"torch_dtype"`
 	Vocab           int               `json:"vocab_size"`
+}
+
+// number is written as a float even when it is whole: transformers refuses 7
+// where it wants 7.0.
+type number float64
+
+// MarshalJSON writes the shortest decimal that gives the same float64.
+func (x number) MarshalJSON() ([]byte, error) {
+	text := strconv.FormatFloat(float64(x), 'g', -1, 64)
+	if !strings.ContainsAny(text, ".e") {
+		text += ".0"
+	}
+	return []byte(text), nil
 }
 
 type quantizationFile struct {
@@ -102,12 +117,12 @@ type quantizationFile struct {
 }
 
 type ropeFile struct {
-	BetaFast float64 `json:"beta_fast"`
-	BetaSlow float64 `json:"beta_slow"`
-	Factor   float64 `json:"factor"`
-	Original int     `json:"original_max_position_embeddings"`
-	Type     string  `json:"rope_type"`
-	Truncate bool    `json:"truncate"`
+	BetaFast number `json:"beta_fast"`
+	BetaSlow number `json:"beta_slow"`
+	Factor   number `json:"factor"`
+	Original int    `json:"original_max_position_embeddings"`
+	Type     string `json:"rope_type"`
+	Truncate bool   `json:"truncate"`
 }
 
 // MarshalHuggingFace writes a config.json as the published gpt-oss models have
@@ -126,9 +141,9 @@ func (c Config) MarshalHuggingFace(mxfp4 bool) ([]byte, error) {
 		// The longest context that the scaled frequencies are meant for.
 		MaxPositions: int(min(float64(c.InitialContextLength)*c.RopeScalingFactor, maxContext)),
 		ModelType:    "gpt_oss", Heads: c.Heads, ExpertsPerToken: c.ExpertsPerToken, Layers: c.Layers,
-		KVHeads: c.KVHeads, Experts: c.Experts, Epsilon: c.NormEpsilon,
-		Rope:  ropeFile{c.RopeNTKBeta, c.RopeNTKAlpha, c.RopeScalingFactor, c.InitialContextLength, "yarn", c.RopeTruncate},
-		Theta: c.RopeTheta, SwiGLUAlpha: c.SwiGLUAlpha, Limit: c.SwiGLULimit, TorchDType: "bfloat16", Vocab: c.VocabSize,
+		KVHeads: c.KVHeads, Experts: c.Experts, Epsilon: number(c.NormEpsilon),
+		Rope:  ropeFile{number(c.RopeNTKBeta), number(c.RopeNTKAlpha), number(c.RopeScalingFactor), c.InitialContextLength, "yarn", c.RopeTruncate},
+		Theta: number(c.RopeTheta), SwiGLUAlpha: number(c.SwiGLUAlpha), Limit: number(c.SwiGLULimit), TorchDType: "bfloat16", Vocab: c.VocabSize,
 	}
 	for layer := range c.Layers {
 		kind := "full_attention"
