@@ -30,25 +30,38 @@ func Prelinear[F Float](l Layer[F], x []F, indices []int32) []F {
 // Source: openai/gpt-oss gpt_oss/torch/model.py swiglu.
 func Activate[F Float](l Layer[F], x []F) []F {
 	out := make([]F, len(x)/2)
-	for i := range out {
-		out[i] = l.Stages.SwiGLU(l, x[2*i], x[2*i+1])
-	}
+	kernel.Parallel(len(out), 1<<12, func(from, to int) {
+		for i := from; i < to; i++ {
+			out[i] = l.Stages.SwiGLU(l, x[2*i], x[2*i+1])
+		}
+	})
 	return out
 }
 
 // SwiGLU is the gpt-oss activation of one pair.
 func SwiGLU[F Float](l Layer[F], glu, linear F) F {
-	limit := F(l.Config.SwiGLULimit)
-	return Gate(l, min(glu, limit), min(max(linear, -limit), limit)+1)
+	return l.Stages.Gate(l, l.Stages.ClampGlu(l, glu), l.Stages.ClampLinear(l, linear))
 }
 
-// Gate multiplies glu's own sigmoid-weighted value with a factor, rounding where
-// torch does.
-func Gate[F Float](l Layer[F], glu, factor F) F {
-	factor = l.round1(factor)
+// ClampGlu clamps from above only.
+func ClampGlu[F Float](l Layer[F], glu F) F { return min(glu, F(l.Config.SwiGLULimit)) }
+
+// ClampLinear clamps on both sides.
+func ClampLinear[F Float](l Layer[F], linear F) F {
+	limit := F(l.Config.SwiGLULimit)
+	return min(max(linear, -limit), limit)
+}
+
+// Gate is the activation of a clamped pair: [Gated] glu times linear + 1.
+func Gate[F Float](l Layer[F], glu, linear F) F {
+	return l.round1(Gated(l, glu) * l.round1(linear+1))
+}
+
+// Gated is glu times its own sigmoid, rounding where torch does.
+func Gated[F Float](l Layer[F], glu F) F {
 	scaled := l.round1(F(l.Config.SwiGLUAlpha) * glu)
 	sigmoid := l.round1(F(1 / (1 + math.Exp(-float64(scaled)))))
-	return l.round1(l.round1(glu*sigmoid) * factor)
+	return l.round1(glu * sigmoid)
 }
 
 // ExpertOutputs applies the chosen experts' second layer: x [tokens, k,
@@ -59,10 +72,21 @@ func ExpertOutputs[F Float](l Layer[F], x []F, indices []int32) []F {
 
 // perExpert runs one linear layer per expert over the slots [tokens·k] that
 // chose it; row says which row of x a slot reads. Each expert's weights are
-// decoded once, whatever the number of its tokens.
+// decoded once, whatever the number of its tokens, and several experts with few
+// tokens are computed together, so that all cores have work.
 func perExpert[F Float](l Layer[F], x []F, indices []int32, weights []checkpoint.Matrix, biases [][]float32, row func(slot int) int) []F {
 	out, in := weights[0].Dims()
 	result := make([]F, len(indices)*out)
+	var products []kernel.Product[F]
+	var pending [][]int // the slots of each product
+	flush := func() {
+		kernel.MatMuls(products, l.Dot)
+		for p, slots := range pending {
+			addBiases(l, result, products[p].Y, slots, biases[indices[slots[0]]])
+		}
+		products, pending = products[:0], pending[:0]
+	}
+	rows := 0
 	for expert, slots := range slotsByExpert(indices, len(weights)) {
 		if len(slots) == 0 || l.cancelled() {
 			continue
@@ -71,15 +95,32 @@ func perExpert[F Float](l Layer[F], x []F, indices []int32, weights []checkpoint
 		for _, slot := range slots {
 			gathered = append(gathered, x[row(slot)*in:][:in]...)
 		}
-		products := l.rounded(kernel.MatMul(gathered, weights[expert], l.Dot))
-		for i, slot := range slots {
-			y := result[slot*out:][:out]
-			for j := range y {
-				y[j] = products[i*out+j] + F(biases[expert][j])
-			}
+		products = append(products, kernel.NewProduct(gathered, weights[expert]))
+		pending = append(pending, slots)
+		if rows += len(slots); rows >= rowsTogether {
+			flush()
+			rows = 0
 		}
 	}
+	flush()
 	return l.rounded(result)
+}
+
+// rowsTogether is how many slots' products are computed at a time: enough to
+// occupy the cores, few enough for Ctrl-C to be heard within a second.
+const rowsTogether = 128
+
+// addBiases rounds products [slots, out], adds an expert's bias and stores the
+// sums in the slots' rows of result.
+func addBiases[F Float](l Layer[F], result, products []F, slots []int, bias []float32) {
+	out := len(bias)
+	l.rounded(products)
+	for i, slot := range slots {
+		y := result[slot*out:][:out]
+		for j, b := range bias {
+			y[j] = products[i*out+j] + F(b)
+		}
+	}
 }
 
 // slotsByExpert lists, for every expert, the positions in indices that name it.

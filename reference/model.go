@@ -41,6 +41,9 @@ type Stages[F Float] struct {
 	Prelinear     func(l Layer[F], x []F, indices []int32) []F
 	Activate      func(l Layer[F], x []F) []F
 	SwiGLU        func(l Layer[F], glu, linear F) F // what Activate does to each pair
+	ClampGlu      func(l Layer[F], glu F) F         // and the three parts of that
+	ClampLinear   func(l Layer[F], linear F) F
+	Gate          func(l Layer[F], glu, linear F) F
 	ExpertOutputs func(l Layer[F], x []F, indices []int32) []F
 	Fuse          func(l Layer[F], outputs []F, indices []int32, weights []F) []F
 	MLPResidual   func(l Layer[F], stream, normed, delta []F) []F
@@ -56,8 +59,10 @@ func DefaultStages[F Float]() Stages[F] {
 		KeyRange: KeyRange[F], KVHead: KVHead[F], Scale: Scale[F], Softmax: Softmax[F],
 		Attention: Attention[F], KeepFrom: KeepFrom[F], AttnOut: AttentionOut[F], AttnResidual: Residual[F],
 		MLPNorm: RMSNorm[F], GateLogits: GateLogits[F], Choose: Choose[F],
-		Weigh: ChosenSoftmax[F], Prelinear: Prelinear[F], Activate: Activate[F], SwiGLU: SwiGLU[F], ExpertOutputs: ExpertOutputs[F],
-		Fuse: Fuse[F], MLPResidual: Residual[F], FinalNorm: RMSNorm[F], Unembed: Unembed[F],
+		Weigh: ChosenSoftmax[F], Prelinear: Prelinear[F], Activate: Activate[F],
+		SwiGLU: SwiGLU[F], ClampGlu: ClampGlu[F], ClampLinear: ClampLinear[F], Gate: Gate[F],
+		ExpertOutputs: ExpertOutputs[F],
+		Fuse:          Fuse[F], MLPResidual: Residual[F], FinalNorm: RMSNorm[F], Unembed: Unembed[F],
 	}
 }
 
