@@ -33,11 +33,6 @@ func reweighted(change func(c config.Config, b *checkpoint.Block)) func(*checkpo
 	}
 }
 
-// both makes two changes to a checkpoint, one after the other.
-func both(first, second func(*checkpoint.Model) *checkpoint.Model) func(*checkpoint.Model) *checkpoint.Model {
-	return func(m *checkpoint.Model) *checkpoint.Model { return second(first(m)) }
-}
-
 // mapped returns a new slice, each element computed from its index and the old
 // value.
 func mapped(values []float32, f func(i int, v float32) float32) []float32 {
@@ -85,21 +80,6 @@ func (m rowsOf) Rows(dst []float32, from, n int) {
 	_, cols := m.Dims()
 	for i, row := range m.source[from : from+n] {
 		m.Matrix.Rows(dst[i*cols:][:cols], row, 1)
-	}
-}
-
-// perRow is a matrix whose rows are changed when they are decoded.
-type perRow struct {
-	checkpoint.Matrix
-	change func(row []float32)
-}
-
-// Rows decodes rows [from, from+n) into dst.
-func (m perRow) Rows(dst []float32, from, n int) {
-	_, cols := m.Dims()
-	m.Matrix.Rows(dst, from, n)
-	for i := range n {
-		m.change(dst[i*cols:][:cols])
 	}
 }
 

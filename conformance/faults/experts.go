@@ -106,12 +106,6 @@ func swiglu() []Fault {
 	return all
 }
 
-// limits returns the bounds of the clamps.
-func limits[F reference.Float](l reference.Layer[F]) (below, above F) {
-	limit := F(l.Config.SwiGLULimit)
-	return -limit, limit
-}
-
 // pairs returns the glu and the linear columns of x [..., 2·intermediate].
 func pairs(l exporter.Layer, x exporter.Value) (glu, linear exporter.Value) {
 	last, width := len(x.Shape())-1, exporter.N(l.Config.IntermediateSize)
@@ -132,11 +126,8 @@ func plusOne(l exporter.Layer, linear exporter.Value) exporter.Value {
 }
 
 func swigluClampsGluBelow[F reference.Float](s *reference.Stages[F]) {
-	swiglu := s.SwiGLU
-	s.SwiGLU = func(l reference.Layer[F], glu, linear F) F {
-		below, _ := limits(l)
-		return swiglu(l, max(glu, below), linear)
-	}
+	clamp := s.ClampGlu
+	s.ClampGlu = func(l reference.Layer[F], glu F) F { return clamp(l, max(glu, F(-l.Config.SwiGLULimit))) }
 }
 
 func swigluClampsGluBelowGraph(s *exporter.Stages) {
@@ -151,10 +142,7 @@ func swigluClampsGluBelowGraph(s *exporter.Stages) {
 }
 
 func swigluLinearUnclamped[F reference.Float](s *reference.Stages[F]) {
-	s.SwiGLU = func(l reference.Layer[F], glu, linear F) F {
-		_, above := limits(l)
-		return reference.Gate(l, min(glu, above), linear+1)
-	}
+	s.ClampLinear = func(_ reference.Layer[F], linear F) F { return linear }
 }
 
 func swigluLinearUnclampedGraph(s *exporter.Stages) {
@@ -165,9 +153,8 @@ func swigluLinearUnclampedGraph(s *exporter.Stages) {
 }
 
 func swigluNoPlusOne[F reference.Float](s *reference.Stages[F]) {
-	s.SwiGLU = func(l reference.Layer[F], glu, linear F) F {
-		below, above := limits(l)
-		return reference.Gate(l, min(glu, above), min(max(linear, below), above))
+	s.Gate = func(l reference.Layer[F], glu, linear F) F {
+		return round(l, []F{reference.Gated(l, glu) * linear})[0]
 	}
 }
 
@@ -179,13 +166,9 @@ func swigluNoPlusOneGraph(s *exporter.Stages) {
 }
 
 func swigluGELU[F reference.Float](s *reference.Stages[F]) {
-	s.SwiGLU = func(l reference.Layer[F], glu, linear F) F {
-		below, above := limits(l)
-		glu = min(glu, above)
-		factors := round(l, []F{
-			glu * F(0.5*math.Erfc(-float64(glu)/math.Sqrt2)), // glu·Φ(glu)
-			min(max(linear, below), above) + 1,
-		})
+	s.Gate = func(l reference.Layer[F], glu, linear F) F {
+		phi := F(0.5 * math.Erfc(-float64(glu)/math.Sqrt2)) // the normal distribution function
+		factors := round(l, []F{glu * phi, linear + 1})
 		return round(l, []F{factors[0] * factors[1]})[0]
 	}
 }

@@ -98,7 +98,7 @@ func rmsnormEpsOutsideRoot[F reference.Float](s *reference.Stages[F]) {
 			out := make([]F, len(x))
 			for at := 0; at < len(x); at += len(scale) {
 				row := x[at:][:len(scale)]
-				root := F(math.Sqrt(float64(l.Dot(row, row) / F(len(row)))))
+				root := F(math.Sqrt(float64(l.Inner(row, row) / F(len(row)))))
 				inverse := 1 / (root + F(l.Config.NormEpsilon))
 				for i, v := range row {
 					out[at+i] = v * inverse * F(scale[i])
