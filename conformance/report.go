@@ -15,6 +15,16 @@ import (
 	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
 )
 
+// StageGeneration is decoding with a KV cache, token by token. It is the one
+// stage that an implementation may lack and still pass.
+const StageGeneration = "generation"
+
+// Stages lists the stages in the order of reports.
+var Stages = []string{
+	StageEmbedding, StageRMSNorm, StageRope, StageAttention,
+	StageGating, StageExperts, StageLogits, StageGeneration,
+}
+
 // Report is everything that one run of the suite found. It is stored as it was
 // measured: nothing in it is rounded or left out.
 type Report struct {
@@ -43,9 +53,36 @@ type About struct {
 type Cell struct {
 	Verdict     Word
 	Ratio       float64 // largest error ÷ bound
-	Cases       int
+	Cases       int     // that ran: neither skipped nor unsupported
 	Comparisons int
 	Failed      int // cases that fail, or that are an error
+}
+
+// add takes one more case in. A stage is skipped or unsupported only if no case
+// of it ran.
+func (cell Cell) add(c Case) Cell {
+	ran := c.Verdict != Skipped && c.Verdict != Unsupported
+	switch {
+	case !ran && cell.Cases > 0:
+		return cell
+	case !ran:
+		cell.Verdict = c.Verdict
+		return cell
+	case cell.Cases == 0:
+		cell.Verdict = c.Verdict
+	}
+	cell.Verdict = Worse(cell.Verdict, c.Verdict)
+	cell.Cases++
+	cell.Comparisons += len(c.Findings)
+	if c.Verdict == Fail || c.Verdict == Error {
+		cell.Failed++
+	}
+	for _, f := range c.Findings {
+		if !(f.Ratio <= cell.Ratio) { // NaN is worse than any number
+			cell.Ratio = f.Ratio
+		}
+	}
+	return cell
 }
 
 // Row sums up one implementation.
@@ -54,7 +91,6 @@ type Row struct {
 	Cells          map[string]Cell // by stage
 	Verdict        Word
 	Reasons        []string
-	Cases          int
 }
 
 // Rows returns the table: one row for each implementation, in order of name.
@@ -66,27 +102,13 @@ func (r Report) Rows() []Row {
 			row = &Row{Implementation: c.Implementation, Cells: map[string]Cell{}, Verdict: Pass}
 			rows[c.Implementation] = row
 		}
-		cell, seen := row.Cells[c.Stage]
-		if !seen {
-			cell.Verdict = c.Verdict
-		}
-		cell.Verdict = Worse(cell.Verdict, c.Verdict)
-		cell.Cases++
-		cell.Comparisons += len(c.Findings)
-		if c.Verdict == Fail || c.Verdict == Error {
-			cell.Failed++
-		}
-		for _, f := range c.Findings {
-			if !(f.Ratio <= cell.Ratio) {
-				cell.Ratio = f.Ratio
-			}
-		}
+		cell := row.Cells[c.Stage].add(c)
 		row.Cells[c.Stage] = cell
-		row.Cases++
 	}
 	for _, run := range r.Runs {
 		if row := rows[run.Implementation]; row != nil && (run.Verdict == Fail || run.Verdict == Error) {
 			row.Verdict = Worse(row.Verdict, run.Verdict)
+			row.Reasons = append(row.Reasons, fmt.Sprintf("%s of prompt %s in fixture %s: %s", run.Verdict, run.Prompt, run.Fixture, run.Reason))
 		}
 	}
 	names := make([]string, 0, len(rows))
@@ -143,11 +165,16 @@ func (r Report) neverExercised(implementation string) []string {
 		if run.Implementation != implementation {
 			continue
 		}
+		var here []string
+		for _, what := range run.Unexercised {
+			what, _, _ = strings.Cut(what, " (") // the numbers differ from run to run
+			here = append(here, what)
+		}
 		if first {
-			missing, first = slices.Clone(run.Unexercised), false
+			missing, first = here, false
 			continue
 		}
-		missing = slices.DeleteFunc(missing, func(s string) bool { return !slices.Contains(run.Unexercised, s) })
+		missing = slices.DeleteFunc(missing, func(s string) bool { return !slices.Contains(here, s) })
 	}
 	return missing
 }

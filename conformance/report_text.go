@@ -153,8 +153,10 @@ func ratioText(ratio float64) string {
 		return fmt.Sprint(ratio)
 	case ratio < 0.001 || ratio >= 1000:
 		return fmt.Sprintf("%.0e", ratio)
-	case ratio > 1 && ratio < 1.005:
-		return "1.01" // never rounded to a pass
+	case ratio > 1 && ratio < 1.05:
+		return "1.05" // rounding turns no fail into a pass
+	case ratio < 1 && ratio > 0.99:
+		return "0.99" // nor the other way
 	}
 	return fmt.Sprintf("%.2g", ratio)
 }

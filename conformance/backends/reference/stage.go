@@ -36,7 +36,20 @@ func runStage[F model.Float](ctx context.Context, in conformance.StageInput, p m
 		if s.err != nil {
 			return nil, fmt.Errorf("stage of %s: %w", name, s.err)
 		}
-		results[name] = store(p, s.shape(name, len(values)), values)
+		full := name
+		if name != taps.Embedding && name != taps.FinalNorm && name != taps.Logits {
+			full = taps.Block(in.Layer, name)
+		}
+		shape, err := taps.Shape(in.Model.Config, full, 1)
+		if err != nil {
+			return nil, err
+		}
+		row := tensor.Tensor{Shape: shape}.Elements()
+		if row == 0 || len(values)%row != 0 {
+			return nil, fmt.Errorf("stage of %s: %d values do not divide into rows of %d", name, len(values), row)
+		}
+		shape[0] = len(values) / row
+		results[name] = store(p, shape, values)
 	}
 	return results, s.err
 }

@@ -1,0 +1,52 @@
+# `make help` lists the targets.
+
+BUILD    := build
+VERSION  := $(shell git describe --always --dirty --tags 2>/dev/null)
+PACKAGES := ./...
+.DEFAULT_GOAL := help
+
+include tools/onnxruntime/onnxruntime.mk
+include tools/oracles/oracles.mk
+-include tools/*/targets.mk
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
+
+.PHONY: conformance
+conformance: onnxruntime ## Judge every stage and write build/report (about a minute)
+	@mkdir -p $(BUILD)
+	@rm -rf $(BUILD)/report
+	@go test -count=1 -timeout 20m ./conformance/... > $(BUILD)/conformance.log 2>&1; tests=$$?; \
+	if [ -f $(BUILD)/report/report.json ]; then \
+		go run ./tools/gptoss report $(BUILD)/report/report.json; verdict=$$?; \
+		echo; echo "In full: $(BUILD)/report/report.html, report.md, report.json; go test: $(BUILD)/conformance.log"; \
+	else \
+		verdict=2; cat $(BUILD)/conformance.log; echo "no report was written"; \
+	fi; \
+	if [ $$tests -ne 0 ] && [ $$verdict -eq 0 ]; then \
+		grep -vE '^(ok|\?) ' $(BUILD)/conformance.log | tail -40; echo "go test ./conformance/... failed"; exit 1; \
+	fi; \
+	exit $$verdict
+
+.PHONY: test
+test: onnxruntime ## Run every check: gofmt, vet, staticcheck, all tests, the race detector
+	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "gofmt -w is due on:"; echo "$$unformatted"; exit 1; fi
+	go vet $(PACKAGES)
+	go tool staticcheck $(PACKAGES)
+	go test -count=1 -timeout 20m $(PACKAGES)
+	go test -count=1 -timeout 20m -race -short ./internal/... ./reference/... ./golden/... ./fixtures/...
+
+.PHONY: build
+build: onnxruntime ## Make build/gptoss
+	@mkdir -p $(BUILD)
+	go build -ldflags "-X main.version=$(VERSION)" -o $(BUILD)/gptoss ./tools/gptoss
+
+.PHONY: bench
+bench: onnxruntime ## Run the benchmarks
+	go test -run '^$$' -bench . -benchmem $(PACKAGES)
+
+.PHONY: clean
+clean: ## Remove build/, but not the oracles' environment
+	find $(BUILD) -mindepth 1 -maxdepth 1 ! -name oracles -exec rm -rf {} + 2>/dev/null || true
