@@ -16,8 +16,10 @@ import (
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		inspectCommand(),
+		forwardCommand(),
 		judgeCommand(),
 		routingCommand(),
+		reportCommand(),
 		convertCommand(),
 		probeCommand(),
 		generateCommand(),
