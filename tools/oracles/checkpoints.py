@@ -64,7 +64,7 @@ MODEL_NAMES = {
 class Checkpoint:
     """config: OpenAI's keys. get(name): a tensor under OpenAI's name, experts decoded."""
 
-    def __init__(self, path):
+    def __init__(self, path, max_layers=None):
         self.path = Path(path)
         with open(self.path / "config.json") as file:
             config = json.load(file)
@@ -73,6 +73,9 @@ class Checkpoint:
         self.config = config if self.is_openai else self._convert_config(config)
         for key in FLOATS:  # transformers refuses 7 where it wants 7.0
             self.config[key] = float(self.config[key])
+        self.whole = max_layers is None or max_layers >= self.layers
+        if not self.whole:
+            self.config["num_hidden_layers"] = max_layers
 
     def _convert_config(self, config):
         rope = config.get("rope_parameters") or config["rope_scaling"]

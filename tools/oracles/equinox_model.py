@@ -41,7 +41,7 @@ RENAMED = {
 }
 
 
-def run(checkpoint: Checkpoint, precision: str, tokens, wanted, correct=False):
+def run(checkpoint: Checkpoint, precision: str, tokens, wanted, correct=False, inject=None):
     model = load(checkpoint, precision, correct)
     config, found, rotated = checkpoint.config, {}, []
     if len(tokens) > config["initial_context_length"]:
@@ -79,27 +79,32 @@ def run(checkpoint: Checkpoint, precision: str, tokens, wanted, correct=False):
             raise SystemExit("equinox: a window of 1 cannot be corrected (0 means none)")
         upstream._sdpa_torch_style = corrected_sdpa
     try:
-        found["logits"], debug = model.debug(jnp.asarray(tokens, jnp.int32))
+        if inject:
+            first, hidden = inject[0], jnp.asarray(inject[1].float().numpy()).astype(DTYPES[precision])
+            debug = [model.blocks[first].debug(hidden[None])[1]]
+        else:
+            first = 0
+            found["logits"], debug = model.debug(jnp.asarray(tokens, jnp.int32))
     finally:
         upstream.RotaryEmbedding.__call__, upstream._sdpa_torch_style, upstream.AttentionBlock.debug = rope, sdpa, attention
         for name, linear in linears.items():
             setattr(upstream, name, linear)
     # What goes into a projection is the attention's output or the final norm's.
     into = {id(module): x for module, x in inputs}
-    found["final_norm"] = into[id(model.unembedding)]
-    for layer, entry in enumerate(debug):
+    if not inject:
+        found["final_norm"], found["embedding"] = into[id(model.unembedding)], debug[0]["input"]
+    for layer, (entry, (query, key), out) in enumerate(zip(debug, rotated, attended, strict=True), start=first):
         here = {ours: entry[theirs] for theirs, ours in RENAMED.items()}
-        here["q_rot"], here["k_rot"] = rotated[layer]
+        here["q_rot"], here["k_rot"] = query, key
         here["attn_core"] = into[id(model.blocks[layer].attn.out)]
-        here["post_attention"] = attended[layer]
+        here["post_attention"] = out
         chosen = jax.nn.one_hot(here["mlp_expert_indices"], config["num_experts"])
         here["mlp_dense_gate_weights"] = (chosen * here["mlp_expert_weights"][..., None]).sum(-2)
         found |= {tapnames.block(layer, name): value for name, value in here.items()}
-    found["embedding"] = debug[0]["input"]
     return {
         name: as_torch(found[name]).reshape(tapnames.shape(config, name, len(tokens)))
         for name in tapnames.every(config)
-        if name in wanted
+        if name in found and name in wanted
     }
 
 

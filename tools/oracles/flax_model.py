@@ -57,7 +57,7 @@ def load(checkpoint: Checkpoint, length: int, correct: bool):
 RENAMED = {"attn_q": "q", "attn_k": "k", "attn_v": "v"}
 
 
-def run(checkpoint: Checkpoint, precision: str, tokens, wanted, correct=False):
+def run(checkpoint: Checkpoint, precision: str, tokens, wanted, correct=False, inject=None):
     model = load(checkpoint, len(tokens), correct)
     config, found, debug, rotated, cores = checkpoint.config, {}, [], [], []
 
@@ -74,17 +74,23 @@ def run(checkpoint: Checkpoint, precision: str, tokens, wanted, correct=False):
 
     upstream.RotaryEmbedding.__call__, upstream.sdpa = observed_rope, observed_sdpa
     try:
-        found["logits"] = model(jnp.asarray(tokens, jnp.int32), capture_block_debug=debug)
+        if inject:
+            first, hidden = inject[0], jnp.asarray(inject[1].float().numpy())
+            debug.append({"input": hidden})
+            debug[0]["output"] = model.blocks[f"block_{first}"](hidden, capture_debug=debug[0])
+        else:
+            first = 0
+            found["logits"] = model(jnp.asarray(tokens, jnp.int32), capture_block_debug=debug)
+            found["embedding"] = debug[0]["input"]
+            found["final_norm"] = model.norm(debug[-1]["output"])
     finally:
         upstream.RotaryEmbedding.__call__, upstream.sdpa = rope, sdpa
-    for layer, entry in enumerate(debug):
+    for layer, (entry, (query, key), core) in enumerate(zip(debug, rotated, cores, strict=True), start=first):
         for name, value in entry.items():
             if name != "attn_projected":
                 found[tapnames.block(layer, RENAMED.get(name, name))] = value
-        found[tapnames.block(layer, "q_rot")], found[tapnames.block(layer, "k_rot")] = rotated[layer]
-        found[tapnames.block(layer, "attn_core")] = cores[layer]
-    found["embedding"] = debug[0]["input"]
-    found["final_norm"] = model.norm(debug[-1]["output"])
+        found[tapnames.block(layer, "q_rot")], found[tapnames.block(layer, "k_rot")] = query, key
+        found[tapnames.block(layer, "attn_core")] = core
     return {
         name: torch.from_numpy(np.array(found[name]).reshape(tapnames.shape(config, name, len(tokens))))
         for name in tapnames.every(config)

@@ -37,8 +37,9 @@ def versions(implementation):
     return {package: metadata.version(package) for package in IMPLEMENTATIONS[implementation][1]}
 
 
-def execute(implementation, precision, checkpoint, tokens, taps="none", correct=False):
-    """Returns {tap: torch tensor}; checkpoint is a path."""
+def execute(implementation, precision, checkpoint, tokens, taps="none", correct=False, max_layers=None, inject=None):
+    """Returns {tap: torch tensor}; checkpoint is a path. inject, if given, is a block
+    and the input to feed it; then only that block's taps are returned."""
     import torch
 
     import tapnames
@@ -47,13 +48,21 @@ def execute(implementation, precision, checkpoint, tokens, taps="none", correct=
     torch.set_num_threads(THREADS)
     if precision not in IMPLEMENTATIONS[implementation][0]:
         raise SystemExit(f"{implementation} runs in {' or '.join(IMPLEMENTATIONS[implementation][0])}, not in {precision}")
-    loaded = Checkpoint(checkpoint)
+    loaded = Checkpoint(checkpoint, max_layers)
     vocabulary = loaded.config["vocab_size"]
     if not tokens or min(tokens) < 0 or max(tokens) >= vocabulary:
         raise SystemExit(f"tokens must be one or more ids below {vocabulary}")
     module = importlib.import_module(f"{implementation}_model")
     options = {"correct": correct} if implementation in ("flax", "equinox") else {}
-    return module.run(loaded, precision, tokens, set(tapnames.select(loaded.config, taps)), **options)
+    wanted = set(tapnames.select(loaded.config, taps))
+    if inject:
+        layer, hidden = inject
+        if not 0 <= layer < loaded.layers:
+            raise SystemExit(f"there is no block {layer}: the model has {loaded.layers}")
+        if list(hidden.shape) != tapnames.shape(loaded.config, "embedding", len(tokens)):
+            raise SystemExit(f"the injected input has the shape {list(hidden.shape)}")
+        wanted = {name for name in wanted if name.startswith(f"block_{layer}.")}
+    return module.run(loaded, precision, tokens, wanted, inject=inject, **options)
 
 
 def parse_tokens(text, prompt):
@@ -70,6 +79,15 @@ def parse_tokens(text, prompt):
             raise SystemExit(f"{text} has no prompt called {prompt!r}")
         content = found[0]
     return content
+
+
+def read_injection(path):
+    if path is None:
+        return None
+    from safetensors.torch import load_file
+
+    ((name, hidden),) = load_file(path).items()
+    return int(name.removeprefix("block_").removesuffix(".input")), hidden
 
 
 def save(path, tensors, about):
@@ -96,11 +114,16 @@ def main():
     parser.add_argument("--taps", default="none", help="all, none (logits only), hidden, or names separated by commas")
     parser.add_argument("--correct-window", "--correct", dest="correct", action="store_true",
                         help="flax and equinox: mend their known faults (window, gate bias) before running")
+    parser.add_argument("--max-layers", type=int, help="cut the model after so many blocks")
+    parser.add_argument("--inject", metavar="FILE", help="safetensors file with one tensor, block_N.input, to feed to block N alone")
     parser.add_argument("--output", required=True, help="safetensors file to write")
     arguments = parser.parse_args()
 
     tokens = parse_tokens(arguments.tokens, arguments.prompt)
-    tensors = execute(arguments.implementation, arguments.precision, arguments.checkpoint, tokens, arguments.taps, arguments.correct)
+    tensors = execute(
+        arguments.implementation, arguments.precision, arguments.checkpoint, tokens, arguments.taps,
+        arguments.correct, arguments.max_layers, read_injection(arguments.inject),
+    )
     about = {
         "implementation": arguments.implementation + (" corrected" if arguments.correct else ""),
         "precision": arguments.precision,

@@ -22,10 +22,12 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 def load(checkpoint: Checkpoint, precision: str):
     """The model with its weights, as shipped or widened."""
-    if checkpoint.is_openai:
+    if checkpoint.is_openai and checkpoint.whole:
         model = upstream.Transformer.from_checkpoint(str(checkpoint.path), device="cpu")
     else:
         model = upstream.Transformer(upstream.ModelConfig(**checkpoint.config), device=torch.device("cpu"))
+        if precision != "bfloat16":
+            model.to(DTYPES[precision])  # first, for a dense checkpoint may hold float32
         for name, parameter in model.named_parameters():
             parameter.data.copy_(checkpoint.get(name))
     model.eval()
@@ -62,8 +64,9 @@ def arithmetic(precision: str, **observers):
         torch.Tensor.float = keep
 
 
-def run(checkpoint: Checkpoint, precision: str, tokens, wanted):
-    """Returns the wanted taps of one run as torch tensors."""
+def run(checkpoint: Checkpoint, precision: str, tokens, wanted, inject=None):
+    """Returns the wanted taps of one run as torch tensors. With inject, a block and
+    its input, the run is the same but that block gets this input."""
     model = load(checkpoint, precision)
     config, taps, current = checkpoint.config, {}, {"layer": 0}
 
@@ -80,6 +83,9 @@ def run(checkpoint: Checkpoint, precision: str, tokens, wanted):
     output_of(model.embedding, "embedding")
     output_of(model.norm, "final_norm")
     output_of(model.unembedding, "logits")
+    if inject:
+        hidden = inject[1].to(DTYPES[precision])
+        model.block[inject[0]].register_forward_pre_hook(lambda _module, _args: (hidden,))
     for layer, block in enumerate(model.block):
         block.register_forward_pre_hook(lambda _module, args, layer=layer: (current.update(layer=layer), here("input", args[0]))[0])
         output_of(block.attn.norm, "attn_normed")

@@ -11,9 +11,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load(checkpoint: Checkpoint, precision: str):
-    """from_pretrained on the directory itself, or on a temporary dense twin of an OpenAI directory."""
+    """from_pretrained on the directory itself, or on a temporary dense twin of an OpenAI directory
+    or of one that is cut."""
     options = {"dtype": DTYPES[precision], "attn_implementation": "eager", "experts_implementation": "eager"}
-    if checkpoint.is_openai:
+    if checkpoint.is_openai or not checkpoint.whole:
         directory = temporary_huggingface(checkpoint)
         try:
             model = GptOssForCausalLM.from_pretrained(directory.name, **options)
@@ -28,7 +29,7 @@ def load(checkpoint: Checkpoint, precision: str):
     return model.eval()
 
 
-def run(checkpoint: Checkpoint, precision: str, tokens, wanted):
+def run(checkpoint: Checkpoint, precision: str, tokens, wanted, inject=None):
     model = load(checkpoint, precision)
     config, taps, current = checkpoint.config, {}, {"layer": 0}
     n, chosen = len(tokens), config["experts_per_token"]
@@ -68,6 +69,9 @@ def run(checkpoint: Checkpoint, precision: str, tokens, wanted):
         here("mlp_dense_gate_weights", torch.zeros_like(logits).scatter(1, indices, weights))
         current["indices"] = indices
 
+    if inject:
+        hidden = inject[1].to(DTYPES[precision])[None]
+        model.model.layers[inject[0]].register_forward_pre_hook(lambda _module, args: (hidden, *args[1:]))
     for layer, block in enumerate(model.model.layers):
         block.register_forward_pre_hook(enter(layer))
         output_of(block.input_layernorm, "attn_normed")
