@@ -225,9 +225,10 @@ func (p *plan) chooseTypes(ctx context.Context, layout string) error {
 			exact[name] = new(atomic.Bool)
 			exact[name].Store(true)
 		}
+		is := exact[name] // not the map, which this loop goes on writing
 		group.Go(func() error {
-			if exact[name].Load() && !allBF16(ctx, t.matrix) {
-				exact[name].Store(false)
+			if is.Load() && !allBF16(ctx, t.matrix) {
+				is.Store(false)
 			}
 			return ctx.Err()
 		})
