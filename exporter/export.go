@@ -50,8 +50,12 @@ type Options struct {
 	HiddenStates   bool      // put out embedding, the residual stream and final_norm
 	BlockDebug     bool      // put out every other tap
 	Precision      Precision // empty: float32
-	Stages         *Stages   // nil: Portable()
-	Version        string    // of the program, for the metadata
+	// KVCache makes a graph that continues a sequence: keys and values of earlier
+	// tokens go in and come out (see cache.go). It takes any number of tokens, and
+	// SequenceLength, if it is not 0, is the most that a sequence can grow to.
+	KVCache bool
+	Stages  *Stages // nil: Portable()
+	Version string  // of the program, for the metadata
 
 	// Validate is called with the finished graph under a temporary name, before it
 	// gets its own. If it returns an error, nothing is left behind.
@@ -94,6 +98,9 @@ func (o Options) check() error {
 	}
 	if o.Experts != ExpertsPacked && o.Experts != ExpertsDense {
 		return fmt.Errorf("experts can be packed or dense, not %q", o.Experts)
+	}
+	if o.KVCache && o.SequenceLength == 1 {
+		return errors.New("a sequence of at most 1 token has nothing to cache: use a longer one, or no KV cache")
 	}
 	_, err := ParsePrecision(string(o.Precision))
 	return err
@@ -206,6 +213,7 @@ func describe(model *onnxpb.ModelProto, m *checkpoint.Model, o Options, digest s
 	property("gptoss.experts", string(o.Experts))
 	property("gptoss.precision", string(o.Precision))
 	property("gptoss.sequence_length", length)
+	property("gptoss.kv_cache", strconv.FormatBool(o.KVCache))
 	property("gptoss.hidden_states", strconv.FormatBool(o.HiddenStates))
 	property("gptoss.block_debug", strconv.FormatBool(o.BlockDebug))
 	model.Graph.DocString = proto.String(fmt.Sprintf("gpt-oss, %d layers, %d experts. Values are named as the taps of the conformance suite.",

@@ -130,7 +130,9 @@ type model struct {
 	stages  Stages
 	wanted  map[string]bool
 	outputs map[string]Value
-	partial bool // weights that the checkpoint lacks are left out: a stage alone
+	past    map[string]Value // the cache that goes in, by name
+	present []Value          // and the one that comes out
+	partial bool             // weights that the checkpoint lacks are left out: a stage alone
 }
 
 func newModel(weights *checkpoint.Model, o Options) *model {
@@ -142,6 +144,7 @@ func newModel(weights *checkpoint.Model, o Options) *model {
 		stages:  *o.Stages,
 		wanted:  map[string]bool{},
 		outputs: map[string]Value{},
+		past:    map[string]Value{},
 	}
 }
 
@@ -157,8 +160,12 @@ func build(weights *checkpoint.Model, o Options) (*Graph, error) {
 	if err := m.forward(); err != nil {
 		return nil, err
 	}
-	// Logits first, as everybody expects; then the taps in execution order.
+	// Logits first, as everybody expects; then the cache, and the taps in
+	// execution order.
 	m.graph.Output(m.outputs[taps.Logits])
+	for _, v := range m.present {
+		m.graph.Output(v)
+	}
 	for _, name := range taps.All(m.config) {
 		if v, ok := m.outputs[name]; ok && name != taps.Logits {
 			m.graph.Output(v)
@@ -203,38 +210,53 @@ func (m *model) layer(index int) Layer {
 type shared struct {
 	tokens        Dim
 	cos, sin      Value
-	visible       map[int]Value // by window
+	keys          map[int]keys // by window
 	codes, powers Value
+}
+
+// keys is what the layers of one window have in common.
+type keys struct {
+	past    Dim   // rows of the cache that goes in
+	count   Dim   // rows that are attended to: the cache's and the new ones
+	visible Value // [tokens, count]
 }
 
 func (m *model) forward() error {
 	g := m.graph
 	top := m.layer(-1)
-	tokens := Symbol("sequence")
-	if m.options.SequenceLength > 0 {
-		tokens = N(m.options.SequenceLength)
-	}
-	ids := g.Input("input_ids", Int64, Shape{tokens}, "Token ids of one sequence, without padding.")
-
-	s := top.Sub("positions")
-	positions := s.Range(s.Int64(0), s.Squeeze(s.SizeOf(ids, 0), 0), tokens)
-	common := shared{tokens: tokens, visible: map[int]Value{}}
+	common := shared{tokens: Symbol("sequence"), keys: map[int]keys{}}
 	limit := nearRows * farRows
 	if m.options.SequenceLength > 0 {
 		limit = m.options.SequenceLength
-	}
-	common.cos, common.sin = m.stages.RotaryTables(top.Sub("rope"), m.stages.Frequencies(m.config), positions, limit)
-	for layer := range m.config.Layers {
-		window := m.config.Window(layer)
-		if _, ok := common.visible[window]; !ok {
-			name := "visible"
-			if window > 0 {
-				name = fmt.Sprintf("visible_%d", window)
-			}
-			common.visible[window] = m.stages.Visible(top.Sub(name), positions, positions, window)
+		if !m.options.KVCache {
+			common.tokens = N(m.options.SequenceLength)
 		}
 	}
+	ids := g.Input("input_ids", Int64, Shape{common.tokens}, "Token ids of one sequence, without padding.")
+
+	s := top.Sub("positions")
+	positions := s.Range(s.Int64(0), s.Squeeze(s.SizeOf(ids, 0), 0), common.tokens)
+	var past Value
+	if m.options.KVCache {
+		past = g.Input(PastLength, Int64, Ns(1), "Tokens that the cache has seen before these.")
+		positions = s.Add(past, positions)
+	}
+	common.cos, common.sin = m.stages.RotaryTables(top.Sub("rope"), m.stages.Frequencies(m.config), positions, limit)
 	m.decoding(&common)
+	m.cacheInputs(&common)
+	for layer := range m.config.Layers {
+		window := m.config.Window(layer)
+		k := common.keys[window]
+		if k.visible.edge != nil {
+			continue
+		}
+		s := top.Sub("visible")
+		if window > 0 {
+			s = top.Sub(fmt.Sprintf("visible_%d", window))
+		}
+		k.visible = m.stages.Visible(s, positions, m.keyPositions(s, layer, past, positions, k), window)
+		common.keys[window] = k
+	}
 
 	table, err := m.matrix("embedding.weight", m.weights.Embedding)
 	if err != nil {
@@ -287,9 +309,10 @@ func (m *model) block(index int, x Value, common shared) (Value, error) {
 	q, k, v = l.Tap(taps.Q, q), l.Tap(taps.K, k), l.Tap(taps.V, v)
 	q = l.Tap(taps.QRot, st.RopeQuery(stage("rope_q"), q, common.cos, common.sin))
 	k = l.Tap(taps.KRot, st.RopeKey(stage("rope_k"), k, common.cos, common.sin))
+	keys, values := m.cached(l, k, v, common)
 	core := l.Tap(taps.AttnCore, st.Attention(stage("attention"), AttentionInput{
-		Queries: q, Keys: k, Values: v,
-		Visible: common.visible[l.Config.Window(index)], Sinks: l.Weights.Sinks,
+		Queries: q, Keys: keys, Values: values,
+		Visible: common.keys[l.Config.Window(index)].visible, Sinks: l.Weights.Sinks,
 	}))
 	out := st.AttnOut(stage("attn_out"), core)
 	x = l.Tap(taps.PostAttention, st.AttnResidual(l, x, normed, out))

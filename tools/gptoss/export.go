@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,8 @@ import (
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 	"github.com/gptoss-conformance/gptoss/reference/config"
+	"github.com/gptoss-conformance/gptoss/reference/taps"
+	"github.com/gptoss-conformance/gptoss/reference/tensor"
 )
 
 // exportFlags are the flags of `gptoss export`.
@@ -28,7 +31,7 @@ type exportFlags struct {
 	checkpoint, output, operators, experts string
 	sequenceLength                         int
 	hiddenStates, blockDebug               bool
-	skipValidation, force                  bool
+	kvCache, skipValidation, force         bool
 }
 
 // exportCommand writes a model as ONNX and proves the graph right.
@@ -56,9 +59,10 @@ fails is not left behind.`,
 	flags.StringVar(&f.output, "output", "", "graph to write; the weights go to the same name with .data")
 	flags.StringVar(&f.operators, "operators", operatorsPortable, "operator set: portable")
 	flags.StringVar(&f.experts, "experts", "", "packed (MXFP4 as it is) or dense; default: packed if the checkpoint is")
-	flags.IntVar(&f.sequenceLength, "sequence-length", 0, "tokens of every run; default: any number")
+	flags.IntVar(&f.sequenceLength, "sequence-length", 0, "tokens of every run, or with --kv-cache the most that a sequence grows to; default: any number")
 	flags.BoolVar(&f.hiddenStates, "emit-hidden-states", false, "put out the embedding, the residual stream and the final norm")
 	flags.BoolVar(&f.blockDebug, "emit-block-debug", false, "put out every other intermediate result")
+	flags.BoolVar(&f.kvCache, "kv-cache", false, "continue a sequence: keys and values of earlier tokens go in and come out")
 	flags.BoolVar(&f.skipValidation, "skip-validation", false, "don't run the graph against the reference")
 	flags.BoolVar(&f.force, "force", false, "replace a file that no gptoss export wrote")
 	for _, name := range []string{"checkpoint", "output"} {
@@ -98,11 +102,12 @@ func (f exportFlags) export(ctx context.Context, lengthGiven bool, stdout, stder
 		Experts:        exporter.Experts(f.experts),
 		HiddenStates:   f.hiddenStates,
 		BlockDebug:     f.blockDebug,
+		KVCache:        f.kvCache,
 	}
 	verdict := "not validated"
 	if !f.skipValidation {
 		o.Validate = func(ctx context.Context, path string) error {
-			verdict, err = validate(ctx, model, path, reference.Float32, stderr)
+			verdict, err = validate(ctx, model, path, f.sequenceLength, reference.Float32, stderr)
 			return err
 		}
 	}
@@ -141,13 +146,13 @@ func replaceable(path string) bool {
 
 // validate runs a graph on tokens that exercise it and judges the outcome. A
 // verdict other than pass is an error with status 1.
-func validate(ctx context.Context, m *checkpoint.Model, path string, precision reference.Precision, stderr io.Writer) (string, error) {
+func validate(ctx context.Context, m *checkpoint.Model, path string, longest int, precision reference.Precision, stderr io.Writer) (string, error) {
 	session, err := onnxruntime.Open(path, onnxruntime.Options{KeepWeightsMapped: true})
 	if err != nil {
 		return "", fmt.Errorf("validation: %w (or use --skip-validation)", err)
 	}
 	defer session.Close()
-	tokens := exercise(m.Config, session.Length())
+	tokens := exercise(m.Config, session.Length(), longest)
 	if terminal(stderr) {
 		fmt.Fprintf(stderr, "validating on %d tokens\n", len(tokens))
 	}
@@ -155,6 +160,23 @@ func validate(ctx context.Context, m *checkpoint.Model, path string, precision r
 	if err != nil {
 		return "", err
 	}
+	outcome, err := judgeGraph(ctx, m, tokens, precision, results)
+	if err != nil || !session.HasCache() {
+		return outcome, err
+	}
+	logits, err := decode(ctx, session, tokens)
+	if err != nil {
+		return "", err
+	}
+	if _, err := judgeGraph(ctx, m, tokens, precision, map[string]tensor.Tensor{taps.Logits: logits}); err != nil {
+		return "", fmt.Errorf("decoding token by token: %w", err)
+	}
+	return outcome + ", decoding token by token too", nil
+}
+
+// judgeGraph judges what a graph put out. Of the judge's reasons to be wary, one
+// is let through: random tokens need not hit every clamp.
+func judgeGraph(ctx context.Context, m *checkpoint.Model, tokens []int32, precision reference.Precision, results map[string]tensor.Tensor) (string, error) {
 	verdict, err := conformance.Judge(ctx, m, tokens, conformance.Subject{Precision: precision, Taps: results},
 		conformance.JudgeOptions{Catalogue: []faults.Fault{}})
 	if err != nil {
@@ -163,30 +185,45 @@ func validate(ctx context.Context, m *checkpoint.Model, path string, precision r
 	if verdict.Word != conformance.Pass && verdict.Word != conformance.Partial {
 		return "", verdictError("validation: %s: %s", verdict.Word, verdict.Reason)
 	}
-	// Partial: random tokens need not hit every clamp.
-	worst := slices.MaxFunc(verdict.Findings, func(a, b conformance.Finding) int {
-		return cmpFloat(a.Ratio, b.Ratio)
-	})
+	worst := slices.MaxFunc(verdict.Findings, func(a, b conformance.Finding) int { return cmp.Compare(a.Ratio, b.Ratio) })
 	return fmt.Sprintf("agrees with the reference on %d tokens, worst error %.2g of its bound (%s)", len(tokens), worst.Ratio, worst.Tap), nil
 }
 
-func cmpFloat(a, b float64) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
+// decode feeds two thirds of the tokens at once and the rest one at a time, and
+// returns the logits of all.
+func decode(ctx context.Context, session *onnxruntime.Session, tokens []int32) (tensor.Tensor, error) {
+	d, err := session.Decode()
+	if err != nil {
+		return tensor.Tensor{}, err
 	}
-	return 0
+	defer d.Close()
+	var all tensor.Tensor
+	for from, n := 0, max(1, len(tokens)*2/3); from < len(tokens); from, n = from+n, 1 {
+		part, err := d.Step(ctx, tokens[from:from+n])
+		if err != nil {
+			return tensor.Tensor{}, err
+		}
+		if from == 0 {
+			all = part
+			continue
+		}
+		all.Data = append(all.Data, part.Data...)
+		all.Shape = []int{all.Shape[0] + part.Shape[0], part.Shape[1]}
+	}
+	return all, nil
 }
 
 // exercise returns tokens for a validation: as many as a graph of fixed length
-// takes, else enough that a third of them see only a window's worth of keys.
-func exercise(c config.Config, fixed int) []int32 {
+// takes, else enough that a third of them see only a window's worth of keys, and
+// no more than the longest sequence (0: any).
+func exercise(c config.Config, fixed, longest int) []int32 {
 	const most = 256 // what the reference can do in reasonable time at real width
 	n := fixed
 	if n == 0 {
 		n = c.SlidingWindow + max(c.SlidingWindow/2, 32)
+		if longest > 0 {
+			n = min(n, longest)
+		}
 	}
 	tokens := make([]int32, min(n, most))
 	for i := range tokens {

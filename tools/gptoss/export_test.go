@@ -40,6 +40,14 @@ func TestExportValidates(t *testing.T) {
 	require.Zero(t, status, stderr)
 }
 
+func TestExportValidatesDecoding(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m.onnx")
+	status, stdout, stderr := runExport(t, "--checkpoint", fixtures.Dir("toy"), "--output", path, "--kv-cache", "--sequence-length", "20")
+	require.Zero(t, status, stderr)
+	require.Contains(t, stdout, "on 20 tokens")
+	require.Contains(t, stdout, "decoding token by token too")
+}
+
 func TestExportRefusesBadInput(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "m.onnx")
@@ -50,6 +58,7 @@ func TestExportRefusesBadInput(t *testing.T) {
 	}{
 		{"length 0", "--sequence-length: 0", []string{"--checkpoint", toy, "--output", path, "--sequence-length", "0"}},
 		{"negative length", "--sequence-length: -4", []string{"--checkpoint", toy, "--output", path, "--sequence-length", "-4"}},
+		{"nothing to cache", "nothing to cache", []string{"--checkpoint", toy, "--output", path, "--sequence-length", "1", "--kv-cache"}},
 		{"operators", `--operators: "magic"`, []string{"--checkpoint", toy, "--output", path, "--operators", "magic"}},
 		{"experts", `--experts: "none"`, []string{"--checkpoint", toy, "--output", path, "--experts", "none"}},
 		{"no directory", "--output", []string{"--checkpoint", toy, "--output", filepath.Join(dir, "missing", "m.onnx")}},

@@ -75,6 +75,15 @@ func (i *instance) ForwardTaps(ctx context.Context, tokens []int32, names []stri
 	return i.session.RunTaps(ctx, tokens, names)
 }
 
+// Decode starts a sequence, if the graph has a KV cache.
+func (i *instance) Decode(context.Context) (conformance.Decoding, error) {
+	d, err := i.session.Decode()
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
 // Graph returns a graph of unknown make as an implementation. The graph holds
 // its own weights, so the checkpoint that it is opened with only has to be the
 // same model.

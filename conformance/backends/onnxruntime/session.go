@@ -17,6 +17,7 @@ import (
 	ort "github.com/yalue/onnxruntime_go"
 
 	"github.com/gptoss-conformance/gptoss/conformance/backends/onnxruntime/library"
+	"github.com/gptoss-conformance/gptoss/exporter"
 	"github.com/gptoss-conformance/gptoss/reference/config"
 	"github.com/gptoss-conformance/gptoss/reference/taps"
 	"github.com/gptoss-conformance/gptoss/reference/tensor"
@@ -49,6 +50,7 @@ const (
 	inputIDs      = "input_ids"
 	attentionMask = "attention_mask"
 	positionIDs   = "position_ids"
+	pastLength    = exporter.PastLength
 )
 
 // Session is a graph that is loaded and ready to run. It is safe for concurrent
@@ -58,6 +60,7 @@ type Session struct {
 	session *ort.DynamicAdvancedSession
 	inputs  []input
 	outputs []output
+	cache   []cached
 	fixed   int // tokens of every run, or 0 for any number
 	close   sync.Once
 }
@@ -74,7 +77,7 @@ type output struct {
 	tap string
 }
 
-// Open loads a graph. It must have one input of token ids, int64 or int32, [T]
+// Open loads a graph, with or without a KV cache. It must have one input of token ids, int64 or int32, [T]
 // or [1, T], and an output called logits (or be its only output); outputs under
 // other names are not run. A graph of another form is an error that says what
 // it has.
@@ -112,6 +115,9 @@ func Open(path string, o Options) (*Session, error) {
 	for _, o := range s.outputs {
 		out = append(out, o.Name)
 	}
+	for _, c := range s.cache {
+		in, out = append(in, c.Name), append(out, c.present)
+	}
 	s.session, err = ort.NewDynamicAdvancedSession(path, in, out, settings)
 	if err != nil {
 		return nil, fmt.Errorf("%s: ONNX Runtime does not load it: %s", path, oneLine(err))
@@ -126,15 +132,15 @@ func (s *Session) recognize(inputs, outputs []ort.InputOutputInfo, names map[str
 	if len(inputs) == 0 {
 		return errors.New("the graph has no inputs: expected input_ids")
 	}
-	known := map[string]bool{}
+	inputNames, outputNames := map[string]bool{}, map[string]bool{}
 	for _, i := range inputs {
-		known[i.Name] = true
+		inputNames[i.Name] = true
 	}
 	for _, o := range outputs {
-		known[o.Name] = true
+		outputNames[o.Name] = true
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		if !known[name] {
+		if !inputNames[name] && !outputNames[name] {
 			return fmt.Errorf("the graph has no input or output called %q: it has %s", name, list(inputs, outputs))
 		}
 	}
@@ -155,7 +161,21 @@ func (s *Session) recognize(inputs, outputs []ort.InputOutputInfo, names map[str
 		case inputIDs:
 			tokens++
 		case attentionMask, positionIDs:
+		case pastLength:
+			if !slices.Equal(in.Dimensions, ort.Shape{1}) || in.DataType != ort.TensorElementDataTypeInt64 {
+				return fmt.Errorf("input %s holds %s %v, expected int64 [1]", in.Name, typeName(i), in.Dimensions)
+			}
+			s.inputs = append(s.inputs, in)
+			continue
 		default:
+			if _, ok := presentOf(i.Name); ok {
+				c, err := acceptCache(i, outputNames)
+				if err != nil {
+					return err
+				}
+				s.cache = append(s.cache, c)
+				continue
+			}
 			return fmt.Errorf("input %s is none of input_ids, attention_mask and position_ids: map it to one (the graph has %s)",
 				i.Name, list(inputs, outputs))
 		}
@@ -168,10 +188,13 @@ func (s *Session) recognize(inputs, outputs []ort.InputOutputInfo, names map[str
 		return fmt.Errorf("%d inputs are token ids, expected 1: map one to input_ids (the graph has %s)", tokens, list(inputs, outputs))
 	}
 
-	seen := map[string]bool{}
+	seen, present := map[string]bool{}, map[string]bool{}
+	for _, c := range s.cache {
+		present[c.present] = true
+	}
 	for _, o := range outputs {
 		tap := ours(o.Name)
-		if len(outputs) == 1 {
+		if len(outputs) == 1+len(present) && !present[o.Name] {
 			tap = taps.Logits
 		}
 		if _, ok := rank(tap); !ok {
@@ -304,66 +327,102 @@ func (s *Session) Run(ctx context.Context, tokens []int32) (map[string]tensor.Te
 
 // RunTaps is Run, and returns only the outputs wanted (nil: all).
 func (s *Session) RunTaps(ctx context.Context, tokens []int32, wanted []string) (map[string]tensor.Tensor, error) {
-	if err := ctx.Err(); err != nil {
+	var past []ort.Value
+	defer func() { destroy(past) }()
+	for _, c := range s.cache {
+		v, err := c.empty()
+		if err != nil {
+			return nil, err
+		}
+		past = append(past, v)
+	}
+	results, present, err := s.forward(ctx, tokens, 0, past)
+	if err != nil {
 		return nil, err
 	}
-	if len(tokens) == 0 {
-		return nil, fmt.Errorf("%s: no tokens: a run needs at least one", s.path)
+	destroy(present)
+	if wanted != nil {
+		maps.DeleteFunc(results, func(name string, _ tensor.Tensor) bool { return !slices.Contains(wanted, name) })
 	}
-	for i, id := range tokens {
-		if id < 0 {
-			return nil, fmt.Errorf("%s: token %d has id %d, outside the vocabulary", s.path, i, id)
+	return results, nil
+}
+
+func destroy(values []ort.Value) {
+	for _, v := range values {
+		if v != nil {
+			v.Destroy()
 		}
+	}
+}
+
+// forward runs tokens that come after as many earlier ones as start says, whose
+// keys and values are in past. It returns the outputs and the cache that goes on;
+// the caller destroys it.
+func (s *Session) forward(ctx context.Context, tokens []int32, start int, past []ort.Value) (map[string]tensor.Tensor, []ort.Value, error) {
+	if err := s.checkTokens(ctx, tokens); err != nil {
+		return nil, nil, err
 	}
 	length := len(tokens)
 	if s.fixed > 0 {
-		if length > s.fixed {
-			return nil, fmt.Errorf("%s: %d tokens do not fit a graph of fixed length %d", s.path, length, s.fixed)
-		}
 		length = s.fixed
 	}
-	inputs := make([]ort.Value, 0, len(s.inputs))
-	outputs := make([]ort.Value, len(s.outputs))
+	inputs := make([]ort.Value, 0, len(s.inputs)+len(past))
+	outputs := make([]ort.Value, len(s.outputs)+len(s.cache))
 	defer func() {
-		for _, v := range slices.Concat(inputs, outputs) {
-			if v != nil {
-				v.Destroy()
-			}
-		}
+		destroy(inputs[:min(len(inputs), len(s.inputs))])
+		destroy(outputs)
 	}()
 	for _, in := range s.inputs {
-		v, err := in.value(tokens, length)
+		v, err := in.value(tokens, start, length)
 		if err != nil {
-			return nil, fmt.Errorf("%s: input %s: %w", s.path, in.Name, err)
+			return nil, nil, fmt.Errorf("%s: input %s: %w", s.path, in.Name, err)
 		}
 		inputs = append(inputs, v)
 	}
+	inputs = append(inputs, past...)
 	for i, out := range s.outputs {
 		v, err := out.allocate(length)
 		if err != nil {
-			return nil, fmt.Errorf("%s: output %s: %w", s.path, out.Name, err)
+			return nil, nil, fmt.Errorf("%s: output %s: %w", s.path, out.Name, err)
 		}
 		outputs[i] = v
 	}
 	if err := s.run(ctx, inputs, outputs); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	results := make(map[string]tensor.Tensor, len(outputs))
+	runtime.KeepAlive(inputs)
+	results := make(map[string]tensor.Tensor, len(s.outputs))
 	for i, out := range s.outputs {
-		if wanted != nil && !slices.Contains(wanted, out.tap) {
-			continue
-		}
 		t, err := out.tensor(outputs[i])
 		if err == nil {
 			t, err = rows(t, length, len(tokens))
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: output %s: %w", s.path, out.Name, err)
+			return nil, nil, fmt.Errorf("%s: output %s: %w", s.path, out.Name, err)
 		}
 		results[out.tap] = t
 	}
-	runtime.KeepAlive(inputs)
-	return results, nil
+	present := outputs[len(s.outputs):]
+	outputs = outputs[:len(s.outputs)]
+	return results, present, nil
+}
+
+func (s *Session) checkTokens(ctx context.Context, tokens []int32) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(tokens) == 0 {
+		return fmt.Errorf("%s: no tokens: a run needs at least one", s.path)
+	}
+	for i, id := range tokens {
+		if id < 0 {
+			return fmt.Errorf("%s: token %d has id %d, outside the vocabulary", s.path, i, id)
+		}
+	}
+	if s.fixed > 0 && len(tokens) > s.fixed {
+		return fmt.Errorf("%s: %d tokens do not fit a graph of fixed length %d", s.path, len(tokens), s.fixed)
+	}
+	return nil
 }
 
 // run calls the runtime, and stops it when the context ends.
@@ -395,8 +454,12 @@ func (s *Session) run(ctx context.Context, inputs, outputs []ort.Value) error {
 	return nil
 }
 
-// value makes the tensor that an input is fed with.
-func (in input) value(tokens []int32, length int) (ort.Value, error) {
+// value makes the tensor that an input is fed with, for tokens after start
+// earlier ones.
+func (in input) value(tokens []int32, start, length int) (ort.Value, error) {
+	if in.role == pastLength {
+		return ort.NewTensor(ort.NewShape(1), []int64{int64(start)})
+	}
 	values := make([]int64, length)
 	switch in.role {
 	case inputIDs:
@@ -404,22 +467,24 @@ func (in input) value(tokens []int32, length int) (ort.Value, error) {
 			values[i] = int64(id)
 		}
 	case attentionMask:
-		for i := range tokens {
+		// The mask covers the cache too.
+		values = make([]int64, start+length)
+		for i := range start + len(tokens) {
 			values[i] = 1
 		}
 	case positionIDs:
 		for i := range values {
-			values[i] = int64(i)
+			values[i] = int64(start + i)
 		}
 	}
-	shape := ort.NewShape(int64(length))
+	shape := ort.NewShape(int64(len(values)))
 	if len(in.Dimensions) == 2 {
-		shape = ort.NewShape(1, int64(length))
+		shape = ort.NewShape(1, int64(len(values)))
 	}
 	if in.DataType == ort.TensorElementDataTypeInt64 {
 		return ort.NewTensor(shape, values)
 	}
-	narrow := make([]int32, length)
+	narrow := make([]int32, len(values))
 	for i, v := range values {
 		narrow[i] = int32(v)
 	}
