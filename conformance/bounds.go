@@ -75,7 +75,7 @@ func (b bounding) weights() *checkpoint.Block { return &b.truth.model.Weights.Bl
 // |bias|), element by element.
 func (b bounding) linear(x []float64, w checkpoint.Matrix, bias []float32) []float64 {
 	_, n := w.Dims()
-	bound := kernel.MatMul(magnitudes(x), absolute{w}, kernel.Lanes[float64])
+	bound := kernel.MatMul(magnitudes(x), absolute{w}, nil)
 	factor := b.accumulation(n + 1)
 	for i := range bound {
 		if bias != nil {

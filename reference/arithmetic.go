@@ -47,11 +47,20 @@ func (p Precision) Format() kernel.Format {
 
 // Arithmetic is how a model sums and rounds. Stages get it with every call.
 type Arithmetic[F Float] struct {
-	// Dot sums the products of every linear layer and of attention.
+	// Dot sums the products of every linear layer, norm and attention. Nil means
+	// the fastest way: kernel.MatMuls' own for matrices, kernel.Lanes elsewhere.
 	Dot kernel.Dot[F]
 	// Round rounds activations in place at the points where torch stores them
 	// in the model's dtype; nil where the format is F itself.
 	Round func([]F)
+}
+
+// Inner is the inner product of two vectors.
+func (a Arithmetic[F]) Inner(x, y []F) F {
+	if a.Dot == nil {
+		return kernel.Lanes(x, y)
+	}
+	return a.Dot(x, y)
 }
 
 // rounded rounds x in place and returns it.
@@ -73,17 +82,19 @@ func (a Arithmetic[F]) round1(x F) F {
 }
 
 // Exact is float64 without any further rounding: the truth.
-func Exact() Arithmetic[float64] { return Arithmetic[float64]{Dot: kernel.Lanes[float64]} }
+func Exact() Arithmetic[float64] { return Arithmetic[float64]{} }
 
 // Single is float32 throughout.
-func Single() Arithmetic[float32] { return Arithmetic[float32]{Dot: kernel.Lanes[float32]} }
+func Single() Arithmetic[float32] { return Arithmetic[float32]{} }
 
 // Short rounds to a 16-bit format at torch's rounding points.
 func Short(f kernel.Format) Arithmetic[float64] {
-	return Arithmetic[float64]{Dot: kernel.Lanes[float64], Round: func(x []float64) {
-		for i, v := range x {
-			x[i] = f.Nearest(v)
-		}
+	return Arithmetic[float64]{Round: func(x []float64) {
+		kernel.Parallel(len(x), 1<<14, func(from, to int) {
+			for i, v := range x[from:to] {
+				x[from+i] = f.Nearest(v)
+			}
+		})
 	}}
 }
 

@@ -93,7 +93,6 @@ func Attention[F Float](l Layer[F], in AttentionInput[F]) []F {
 	scale := l.Stages.Scale(l)
 	kernel.Parallel(in.QueryCount*heads, 16, func(first, last int) {
 		scores := make([]F, in.KeyCount)
-		column := make([]F, in.KeyCount)
 		for row := first; row < last; row++ {
 			token, head := row/heads, row%heads
 			from, to := l.Stages.KeyRange(l, in.FirstQuery+token)
@@ -102,7 +101,7 @@ func Attention[F Float](l Layer[F], in AttentionInput[F]) []F {
 			query := in.Queries[row*d:][:d]
 			visible := scores[:to-from]
 			for i := range visible {
-				visible[i] = l.Dot(query, in.Keys[((from+i)*kvHeads+kvHead)*d:][:d])
+				visible[i] = l.Inner(query, in.Keys[((from+i)*kvHeads+kvHead)*d:][:d])
 			}
 			l.rounded(visible)
 			for i := range visible {
@@ -110,11 +109,8 @@ func Attention[F Float](l Layer[F], in AttentionInput[F]) []F {
 			}
 			l.rounded(visible)
 			l.Stages.Softmax(l, visible, F(l.Weights.Sinks[head]))
-			for j := range d {
-				for i := range visible {
-					column[i] = in.Values[((from+i)*kvHeads+kvHead)*d+j]
-				}
-				out[row*d+j] = l.Dot(visible, column[:len(visible)])
+			if len(visible) > 0 {
+				kernel.WeightedSum(out[row*d:][:d], visible, in.Values[(from*kvHeads+kvHead)*d:], kvHeads*d, l.Dot)
 			}
 			l.rounded(out[row*d:][:d])
 		}

@@ -22,7 +22,7 @@ func RMSNorm[F Float](l Layer[F], x []F, scale []float32) []F {
 	kernel.Parallel(len(x)/width, 8, func(from, to int) {
 		for t := from; t < to; t++ {
 			row, normed := x[t*width:(t+1)*width], out[t*width:(t+1)*width]
-			meanSquare := l.Dot(row, row) / F(width)
+			meanSquare := l.Inner(row, row) / F(width)
 			inverse := 1 / F(math.Sqrt(float64(meanSquare+F(l.Config.NormEpsilon))))
 			for i, v := range row {
 				normed[i] = v * inverse * F(scale[i])
