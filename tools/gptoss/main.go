@@ -25,6 +25,7 @@ func commands() []*cobra.Command {
 		generateCommand(),
 		answersCommand(),
 		expandCommand(),
+		synthesizeCommand(),
 	}
 }
 
