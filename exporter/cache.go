@@ -9,8 +9,9 @@ import (
 // PastLength is the input that counts the tokens that a cache has seen.
 const PastLength = "past_length"
 
-// Names of a layer's cache, without their block. Keys are cached after rotation,
-// [rows, kv_heads, head_dim] as the taps k_rot and v.
+// Names of a layer's cache, without their block. Keys are cached after rotation.
+// In portable graphs both are [rows, kv_heads, head_dim] as the taps k_rot and v,
+// in graphs of ONNX Runtime's operators [1, kv_heads, rows, head_dim].
 const (
 	PastK    = "past_k"
 	PastV    = "past_v"
@@ -41,7 +42,11 @@ func (m *model) cacheInputs(common *shared) {
 			k = keys{past: Symbol(windowed("past", window)), count: Symbol(windowed("keys", window))}
 			for _, name := range []string{PastK, PastV} {
 				full := taps.Block(layer, name)
-				m.past[full] = m.graph.Input(full, Float32, Shape{k.past, N(m.config.KVHeads), N(m.config.HeadDim)}, "")
+				shape := Shape{k.past, N(m.config.KVHeads), N(m.config.HeadDim)}
+				if m.stages.FusedAttention != nil {
+					shape = Shape{N(1), N(m.config.KVHeads), k.past, N(m.config.HeadDim)}
+				}
+				m.past[full] = m.graph.Input(full, Float32, shape, "")
 			}
 		}
 		common.keys[window] = k

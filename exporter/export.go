@@ -27,6 +27,8 @@ import (
 const (
 	opset     = 21
 	irVersion = 10
+	// E8M0 scales exist from IR 12 (ONNX 1.19, August 2025) on.
+	irVersionE8M0 = 12
 )
 
 // Producer is the name that graphs give as their maker.
@@ -42,10 +44,21 @@ const (
 	ExpertsDense Experts = "dense"
 )
 
+// Operators names an operator set.
+type Operators string
+
+const (
+	// OperatorsPortable is ONNX's standard operators, for any runtime.
+	OperatorsPortable Operators = "portable"
+	// OperatorsONNXRuntime adds ONNX Runtime's own attention and mixture of experts.
+	OperatorsONNXRuntime Operators = "onnxruntime"
+)
+
 // Options says which graph to write. The zero value is a graph of dynamic length
 // that puts out logits.
 type Options struct {
 	SequenceLength int       // tokens of every run; 0: any number
+	Operators      Operators // empty: portable
 	Experts        Experts   // empty: packed if the checkpoint is
 	HiddenStates   bool      // put out embedding, the residual stream and final_norm
 	BlockDebug     bool      // put out every other tap
@@ -71,11 +84,17 @@ func (o Options) withDefaults(m *checkpoint.Model) Options {
 			o.Experts = ExpertsPacked
 		}
 	}
+	if o.Operators == "" {
+		o.Operators = OperatorsPortable
+	}
 	if o.Precision == "" {
 		o.Precision = PrecisionFloat32
 	}
 	if o.Stages == nil {
 		stages := Portable()
+		if o.Operators == OperatorsONNXRuntime {
+			stages = ONNXRuntime()
+		}
 		o.Stages = &stages
 	}
 	return o
@@ -98,6 +117,12 @@ func (o Options) check() error {
 	}
 	if o.Experts != ExpertsPacked && o.Experts != ExpertsDense {
 		return fmt.Errorf("experts can be packed or dense, not %q", o.Experts)
+	}
+	if o.Operators != OperatorsPortable && o.Operators != OperatorsONNXRuntime {
+		return fmt.Errorf("operators can be portable or onnxruntime, not %q", o.Operators)
+	}
+	if o.Operators == OperatorsONNXRuntime && o.Precision != PrecisionFloat32 {
+		return fmt.Errorf("ONNX Runtime's operators compute in float32 here: %s needs portable operators", o.Precision)
 	}
 	if o.KVCache && o.SequenceLength == 1 {
 		return errors.New("a sequence of at most 1 token has nothing to cache: use a longer one, or no KV cache")
@@ -210,6 +235,7 @@ func describe(model *onnxpb.ModelProto, m *checkpoint.Model, o Options, digest s
 		})
 	}
 	property("gptoss.checkpoint", digest)
+	property("gptoss.operators", string(o.Operators))
 	property("gptoss.experts", string(o.Experts))
 	property("gptoss.precision", string(o.Precision))
 	property("gptoss.sequence_length", length)

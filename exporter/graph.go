@@ -273,6 +273,11 @@ func (s *Scope) Int64(value int) Value {
 	return s.constant("int64("+strconv.Itoa(value)+")", Int64, Shape{}, appendUint64(nil, uint64(value)))
 }
 
+// Int32 is a constant int32 scalar (rank 0).
+func (s *Scope) Int32(value int) Value {
+	return s.constant("int32("+strconv.Itoa(value)+")", Int32, Shape{}, appendUint32(nil, uint32(value)))
+}
+
 // Float is a constant float32 scalar (rank 0), rounded to nearest.
 func (s *Scope) Float(value float64) Value {
 	bits := math.Float32bits(float32(value))

@@ -40,6 +40,15 @@ type Stages struct {
 	MLPResidual   func(l Layer, stream, normed, delta Value) Value
 	FinalNorm     func(l Layer, x, scale Value) Value
 	Unembed       func(l Layer, x, table Value) Value
+
+	// Operators of a runtime's own that do several stages at once; nil where the
+	// stages are run one by one.
+
+	// FusedAttention stands for GroupHeads to MergeHeads and for the cache. It
+	// returns attn_core, and the keys and values that are cached.
+	FusedAttention func(l Layer, in FusedAttentionInput) (core, presentK, presentV Value)
+	// FusedExperts stands for PackedExperts and Fuse: it returns mlp_fused.
+	FusedExperts func(l Layer, x, indices, weights Value) Value
 }
 
 // Portable is the model as OpenAI defines it, in ONNX's standard operators.
@@ -247,7 +256,7 @@ func (m *model) forward() error {
 	for layer := range m.config.Layers {
 		window := m.config.Window(layer)
 		k := common.keys[window]
-		if k.visible.edge != nil {
+		if k.visible.edge != nil || m.stages.FusedAttention != nil {
 			continue
 		}
 		s := top.Sub("visible")
@@ -283,9 +292,9 @@ func (m *model) forward() error {
 	return g.Err()
 }
 
-// decoding adds the tables that packed experts are decoded with.
+// decoding adds the tables that packed experts are decoded with in the graph.
 func (m *model) decoding(common *shared) {
-	if m.options.Experts == ExpertsPacked {
+	if m.options.Experts == ExpertsPacked && m.stages.FusedExperts == nil {
 		s := m.layer(-1).Sub("mxfp4")
 		common.codes, common.powers = CodeTable(s), ScaleTable(s)
 	}
@@ -309,11 +318,7 @@ func (m *model) block(index int, x Value, common shared) (Value, error) {
 	q, k, v = l.Tap(taps.Q, q), l.Tap(taps.K, k), l.Tap(taps.V, v)
 	q = l.Tap(taps.QRot, st.RopeQuery(stage("rope_q"), q, common.cos, common.sin))
 	k = l.Tap(taps.KRot, st.RopeKey(stage("rope_k"), k, common.cos, common.sin))
-	keys, values := m.cached(l, k, v, common)
-	core := l.Tap(taps.AttnCore, st.Attention(stage("attention"), AttentionInput{
-		Queries: q, Keys: keys, Values: values,
-		Visible: common.keys[l.Config.Window(index)].visible, Sinks: l.Weights.Sinks,
-	}))
+	core := l.Tap(taps.AttnCore, m.attention(l, q, k, v, common))
 	out := st.AttnOut(stage("attn_out"), core)
 	x = l.Tap(taps.PostAttention, st.AttnResidual(l, x, normed, out))
 
@@ -328,19 +333,41 @@ func (m *model) block(index int, x Value, common shared) (Value, error) {
 	if l.Wants(taps.DenseGateWeights) {
 		l.Tap(taps.DenseGateWeights, DenseGateWeights(gating, indices, weights))
 	}
-	experts := st.DenseExperts
-	if m.options.Experts == ExpertsPacked {
-		experts = st.PackedExperts
+	fused := l.Tap(taps.Fused, m.experts(l, normed, indices, weights))
+	x = l.Tap(taps.Output, st.MLPResidual(l, x, normed, fused))
+	return x, l.graph.Err()
+}
+
+// attention adds a block's attention, whichever operators it is made of, and the
+// cache that comes out of it.
+func (m *model) attention(l Layer, q, k, v Value, common shared) Value {
+	window := l.Config.Window(l.Index)
+	if fused := l.Stages.FusedAttention; fused != nil {
+		return m.fusedAttention(fused, l, q, k, v, common)
 	}
-	result := experts(stage("experts"), normed, indices)
+	keys, values := m.cached(l, k, v, common)
+	return l.Stages.Attention(l.In(l.Sub("attention")), AttentionInput{
+		Queries: q, Keys: keys, Values: values,
+		Visible: common.keys[window].visible, Sinks: l.Weights.Sinks,
+	})
+}
+
+// experts adds a block's experts and their weighted sum.
+func (m *model) experts(l Layer, x, indices, weights Value) Value {
+	in, run := l.In(l.Sub("experts")), l.Stages.DenseExperts
+	if m.options.Experts == ExpertsPacked {
+		if fused := l.Stages.FusedExperts; fused != nil {
+			return fused(in, x, indices, weights)
+		}
+		run = l.Stages.PackedExperts
+	}
+	result := run(in, x, indices)
 	if result.Prelinear.edge != nil {
 		l.Tap(taps.Prelinear, result.Prelinear)
 		l.Tap(taps.Activated, result.Activated)
 	}
 	outputs := l.Tap(taps.ExpertOutputs, result.Outputs)
-	fused := l.Tap(taps.Fused, st.Fuse(stage("fuse"), outputs, indices, weights))
-	x = l.Tap(taps.Output, st.MLPResidual(l, x, normed, fused))
-	return x, l.graph.Err()
+	return l.Stages.Fuse(l.In(l.Sub("fuse")), outputs, indices, weights)
 }
 
 // layerWeights declares a block's weights, named as OpenAI's checkpoint names them.

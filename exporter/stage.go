@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -140,6 +141,14 @@ func (b *stageBuilder) stage(name string) (Value, error) {
 	case taps.AttnCore:
 		q := b.input(taps.QRot)
 		positions := l.Range(l.Int64(0), l.Squeeze(l.SizeOf(q, 0), 0), tokensDim)
+		if st.FusedAttention != nil {
+			// The operators' own attention has its positions from the beginning too.
+			core, _, _ := st.FusedAttention(l, FusedAttentionInput{
+				Queries: q, Keys: b.input(taps.KRot), Values: b.input(taps.V), Sinks: w.Sinks,
+				Total: l.Cast(l.Squeeze(l.SizeOf(q, 0), 0), Int32), Window: b.config.Window(l.Index),
+			})
+			return core, nil
+		}
 		return st.Attention(l, AttentionInput{
 			Queries: q, Keys: b.input(taps.KRot), Values: b.input(taps.V), Sinks: w.Sinks,
 			Visible: st.Visible(l.Scope, positions, positions, b.config.Window(l.Index)),
@@ -161,10 +170,16 @@ func (b *stageBuilder) stage(name string) (Value, error) {
 	case taps.DenseGateWeights:
 		return DenseGateWeights(l, b.input(taps.ExpertIndices), b.input(taps.ExpertWeights)), nil
 	case taps.Prelinear:
+		if b.fused() {
+			return Value{}, fmt.Errorf("ONNX Runtime's experts keep %s to themselves: %w", name, errors.ErrUnsupported)
+		}
 		return b.prelinear(b.input(taps.MLPNormed), b.input(taps.ExpertIndices)), nil
 	case taps.Activated:
 		return st.Activate(l, b.input(taps.Prelinear)), nil
 	case taps.ExpertOutputs:
+		if b.fused() {
+			return Value{}, fmt.Errorf("ONNX Runtime's experts keep %s to themselves: %w", name, errors.ErrUnsupported)
+		}
 		return b.expertOutputs(b.input(taps.Activated), b.input(taps.ExpertIndices)), nil
 	case taps.Fused:
 		// The indices are not given: only a wrong sum would read them.
@@ -181,6 +196,11 @@ func (b *stageBuilder) stage(name string) (Value, error) {
 		return st.Unembed(l, b.input(taps.FinalNorm), table), nil
 	}
 	return Value{}, fmt.Errorf("no stage makes %q", name)
+}
+
+// fused reports whether the experts are one operator.
+func (b *stageBuilder) fused() bool {
+	return b.options.Experts == ExpertsPacked && b.stages.FusedExperts != nil
 }
 
 // prelinear is the first half of the experts alone.

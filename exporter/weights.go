@@ -328,7 +328,8 @@ func float32Bytes(values []float32) Bytes {
 }
 
 // packed declares the experts' MXFP4 weights: the checkpoint's bytes, pairs of
-// which are seen as one little-endian uint16.
+// which are seen as one little-endian uint16; or, for an operator that decodes
+// them itself, as uint8 with E8M0 scales.
 func (m *model) packed(name string, experts []checkpoint.Matrix) (MXFP4, error) {
 	var blocks, scales Sources
 	rows, cols := experts[0].Dims()
@@ -341,6 +342,13 @@ func (m *model) packed(name string, experts []checkpoint.Matrix) (MXFP4, error) 
 		blocks, scales = append(blocks, Bytes(w.Blocks)), append(scales, Bytes(w.Scales))
 	}
 	groups := cols / 32
+	if m.stages.FusedExperts != nil {
+		m.graph.irVersion = irVersionE8M0
+		return MXFP4{
+			Blocks: m.graph.Weight(name+".blocks", UInt8, Ns(len(experts), rows, cols/2), blocks),
+			Scales: m.graph.Weight(name+".scales", E8M0, Ns(len(experts), rows, groups), scales),
+		}, nil
+	}
 	return MXFP4{
 		Blocks: m.graph.Weight(name+".blocks", UInt16, Ns(len(experts), rows, groups, 8), blocks),
 		Scales: m.graph.Weight(name+".scales", UInt8, Ns(len(experts), rows, groups), scales),
