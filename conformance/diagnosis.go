@@ -55,10 +55,11 @@ func (h hypothesis) ids() []string {
 
 // fit says how well a hypothesis explains a subject.
 type fit struct {
-	ids    []string
-	ratio  float64 // largest error ÷ bound that is left
-	rms    float64 // typical error ÷ bound that is left; ranks those that fit
-	maxAbs float64
+	ids     []string
+	special int     // how many of them are special cases of other faults
+	ratio   float64 // largest error ÷ bound that is left
+	rms     float64 // typical error ÷ bound that is left; ranks those that fit
+	maxAbs  float64
 }
 
 func (f fit) explains() bool { return f.ratio <= 1 }
@@ -77,6 +78,17 @@ func (j *judging) hypotheses() []hypothesis {
 		}
 	}
 	return list
+}
+
+// special counts the faults that are special cases of others.
+func (h hypothesis) special() int {
+	n := 0
+	for _, f := range h.faults {
+		if f.Special {
+			n++
+		}
+	}
+	return n
 }
 
 // cached reports whether a fault shows only with a KV cache.
@@ -232,7 +244,7 @@ func (j *judging) fitAll(list []hypothesis, names []string, spreads map[string]s
 // fit measures how far a hypothesis is from the subject at some taps, judged
 // from the subject's own taps.
 func (j *judging) fit(h hypothesis, names []string, spreads map[string]spread) fit {
-	result := fit{ids: h.ids()}
+	result := fit{ids: h.ids(), special: h.special()}
 	e := known(newEvaluation(j.ctx, &h.model, j.tokens), j.subject)
 	var squares, count float64
 	for _, name := range names {
@@ -334,9 +346,14 @@ func bestOf(fits []fit, from string) *Diagnosis {
 	}
 	slices.SortStableFunc(fits, func(a, b fit) int { return cmp.Compare(a.rms, b.rms) })
 	best := fits[0]
+	for _, f := range fits {
+		if f.rms <= equalWithin*fits[0].rms && f.special < best.special {
+			best = f
+		}
+	}
 	d := &Diagnosis{Faults: best.ids, Remaining: best.ratio, RemainingMax: best.maxAbs, From: from}
-	for _, f := range fits[1:] {
-		if id := strings.Join(f.ids, "+"); f.rms <= equalWithin*best.rms && id != d.ID() && !slices.Contains(d.Equals, id) {
+	for _, f := range fits {
+		if id := strings.Join(f.ids, "+"); f.rms <= equalWithin*fits[0].rms && id != d.ID() && !slices.Contains(d.Equals, id) {
 			d.Equals = append(d.Equals, id)
 		}
 	}
@@ -357,12 +374,15 @@ func (j *judging) diagnoseRuns(v *Verdict) (*Diagnosis, error) {
 	}
 	from := "whole runs, by " + out.name + " alone"
 	singles := j.hypotheses()
-	if d := bestOf(j.fitRuns(singles, out, len(j.tokens)), from); d != nil {
-		return d, j.ctx.Err()
-	}
-	survivors := j.screenPairs(singles, out)
-	if d := bestOf(j.fitRuns(survivors, out, len(j.tokens)), from); d != nil {
-		return d, j.ctx.Err()
+	for _, propose := range []func() []hypothesis{
+		func() []hypothesis { return singles },
+		func() []hypothesis { return j.screenPairs(singles, out) },
+	} {
+		list := propose()
+		fits := j.fitRuns(list, out, len(j.tokens))
+		if d := bestOf(j.refit(list, fits, out), from); d != nil {
+			return d, j.ctx.Err()
+		}
 	}
 	return &Diagnosis{From: from, Remaining: math.Inf(1)}, j.ctx.Err()
 }
@@ -376,8 +396,10 @@ type outcome struct {
 	got   []float64
 	spread
 	loose bool // rows can't be compared one by one
-	// of computes the same output for a run over the first tokens.
-	of func(e *evaluation[float64]) []float64
+	// of computes the same output for a run over the first tokens, from the taps
+	// that it needs.
+	of    func(e *evaluation[float64]) []float64
+	needs []string
 }
 
 // outcome picks the logits, or the first tap that diverged if there are none.
@@ -395,7 +417,7 @@ func (j *judging) outcome(v *Verdict) *outcome {
 	}
 	return &outcome{
 		name: name, got: got, width: len(got) / len(j.tokens), spread: j.spreads[name], loose: j.loose,
-		of: func(e *evaluation[float64]) []float64 { return e.real(name) },
+		of: func(e *evaluation[float64]) []float64 { return e.real(name) }, needs: []string{name},
 	}
 }
 
@@ -405,7 +427,7 @@ func (j *judging) fitRuns(list []hypothesis, out *outcome, tokens int) []fit {
 	rows := tokens - out.first
 	got := out.got[:rows*out.width]
 	parallel(len(list), func(i int) {
-		fits[i] = fit{ids: list[i].ids(), ratio: math.Inf(1), rms: math.Inf(1)}
+		fits[i] = fit{ids: list[i].ids(), special: list[i].special(), ratio: math.Inf(1), rms: math.Inf(1)}
 		if j.ctx.Err() != nil {
 			return
 		}
@@ -416,6 +438,43 @@ func (j *judging) fitRuns(list []hypothesis, out *outcome, tokens int) []fit {
 		fits[i].maxAbs = math.Abs(f.Worst.Got - f.Worst.Want)
 		fits[i].rms = median(rowErrorsOf(got, want, rows).rms)
 	})
+	return fits
+}
+
+// refitted is how many of the nearest hypotheses are measured by their own spread.
+const refitted = 6
+
+// refit measures the nearest hypotheses again by the spread of their own perturbed
+// runs, if none fits by the right model's. A fault that makes activations larger
+// makes their rounding errors larger too.
+func (j *judging) refit(list []hypothesis, fits []fit, out *outcome) []fit {
+	if slices.ContainsFunc(fits, fit.explains) {
+		return fits
+	}
+	order := make([]int, len(fits))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(fits[a].rms, fits[b].rms) })
+	right := j.fitRuns([]hypothesis{{model: j.model}}, out, len(j.tokens))[0]
+	for _, i := range order[:min(refitted, len(order))] {
+		h := list[i]
+		if h.cached() || j.ctx.Err() != nil || fits[i].rms > right.rms/2 {
+			continue // a wide spread excuses much, but not being no nearer than the right model
+		}
+		want := out.of(j.runOf(h, len(j.tokens)))
+		own := *out
+		own.spread = spread{}
+		for seed := range j.options.Samples {
+			run := sample(j.ctx, j.model.Weights, j.tokens, j.subject, nil, seed, h.faults...)
+			e := &evaluation[float64]{reals: map[string][]float64{}}
+			for _, name := range out.needs {
+				e.reals[name] = run.real(name)
+			}
+			own.spread = own.including(rowErrorsOf(out.of(e), want, len(want)/out.width))
+		}
+		fits[i] = j.fitRuns(list[i:i+1], &own, len(j.tokens))[0]
+	}
 	return fits
 }
 

@@ -104,7 +104,7 @@ func (j *judging) judgeGreedy(v *Verdict, first int, g Greedy) error {
 	}
 	j.greedy = &outcome{
 		name: "log-probabilities", first: first, width: 1, got: g.LogProbs, spread: s, loose: j.nearTies(spreads),
-		of: func(e *evaluation[float64]) []float64 { return logProbs(e.real(taps.Logits)) },
+		of: func(e *evaluation[float64]) []float64 { return logProbs(e.real(taps.Logits)) }, needs: []string{taps.Logits},
 	}
 	f := Finding{Tap: taps.Logits, Stage: StageGeneration, Method: FreeRunning, From: []string{"tokens"}, Verdict: Pass}
 	f.withinSpread([]int{len(want), 1}, g.LogProbs, want, s, j.greedy.loose)

@@ -3,7 +3,6 @@ package conformance
 import (
 	"math"
 
-	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/taps"
 )
 
@@ -29,7 +28,7 @@ func boundKRot(b bounding, want []float64) []float64 {
 // are evaluated to 2u, multiplied with the concentration (u) and stored in the
 // subject's format. Then two products and a sum, each rounded.
 func boundRotation(b bounding, x []float64, heads int, want []float64) []float64 {
-	rotary := reference.NewRotary(b.truth.model.Weights.Config)
+	rotary := b.truth.model.Stages.Frequencies(b.truth.model.Weights.Config)
 	half := len(rotary.InverseFrequencies)
 	places := b.truth.positions()
 	table := rotary.Table(places)

@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/gptoss-conformance/gptoss/conformance/faults"
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 	"github.com/gptoss-conformance/gptoss/reference/kernel"
@@ -31,12 +32,21 @@ type source struct {
 
 // sample returns the taps of a perturbed run that starts from what is known of
 // a subject (nil: from the tokens), in the subject's arithmetic.
-func sample(ctx context.Context, weights *checkpoint.Model, tokens []int32, o *observed, from *observed, seed int) source {
+//
+// The model is the right one, with the faults of a hypothesis applied if there
+// are any.
+func sample(ctx context.Context, weights *checkpoint.Model, tokens []int32, o *observed, from *observed, seed int, hypothetical ...faults.Fault) source {
 	if o.precision == reference.Float32 {
 		m := perturbedModel(weights, reference.Single(), kernel.Float32, seed)
+		for _, f := range hypothetical {
+			m = faults.Apply(f, m)
+		}
 		return sourceOf(jittered(newEvaluation(ctx, &m, tokens), from, seed))
 	}
 	m := perturbedModel(weights, reference.Exact(), o.precision.Format(), seed)
+	for _, f := range hypothetical {
+		m = faults.Apply(f, m)
+	}
 	return sourceOf(jittered(newEvaluation(ctx, &m, tokens), from, seed))
 }
 
@@ -46,12 +56,11 @@ func perturbedModel[F reference.Float](weights *checkpoint.Model, a reference.Ar
 	a.Round = perturbedRound[F](format, seed)
 	m := reference.New(weights, a)
 	if format.Digits <= kernel.Float32.Digits {
-		rotary := singleRotary(reference.NewRotary(weights.Config), seed)
 		m.Stages.RopeQuery = func(l reference.Layer[F], q []F, positions []int) []F {
-			return reference.Rotate(l.Arithmetic, q, l.Config.Heads, reference.Rounded(l.Arithmetic, singleTable(rotary, positions)))
+			return reference.Rotate(l.Arithmetic, q, l.Config.Heads, perturbedTable(l, positions, seed))
 		}
 		m.Stages.RopeKey = func(l reference.Layer[F], k []F, positions []int) []F {
-			return reference.Rotate(l.Arithmetic, k, l.Config.KVHeads, reference.Rounded(l.Arithmetic, singleTable(rotary, positions)))
+			return reference.Rotate(l.Arithmetic, k, l.Config.KVHeads, perturbedTable(l, positions, seed))
 		}
 	}
 	return m
@@ -83,6 +92,11 @@ func chance(v float64, seed int) float64 {
 	z = (z ^ z>>30) * 0xBF58476D1CE4E5B9
 	z = (z ^ z>>27) * 0x94D049BB133111EB
 	return float64((z^z>>31)>>11) / (1 << 53)
+}
+
+// perturbedTable is a layer's table from perturbed frequencies and float32 angles.
+func perturbedTable[F reference.Float](l reference.Layer[F], positions []int, seed int) reference.RotaryTable[F] {
+	return reference.Rounded(l.Arithmetic, singleTable(singleRotary(l.Stages.Frequencies(l.Config), seed), positions))
 }
 
 // singleRotary rounds the frequencies to float32 and moves them by up to two

@@ -59,6 +59,7 @@ func windows() []Fault {
 		}),
 		attentionCore(Fault{
 			ID:          "window-hard-coded-128",
+			Special:     true, // as good as window-ignored up to 128 tokens
 			Explanation: "The window is 128 whatever the configuration says.",
 			Thread:      "https://github.com/NVIDIA-NeMo/Megatron-Bridge/pull/2656",
 			Checkpoint:  configured(func(c *config.Config) { c.SlidingWindow = 128 }), // gpt-oss-20b's and -120b's

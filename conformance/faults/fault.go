@@ -36,6 +36,10 @@ type Fault struct {
 	// given to a model with a KV cache.
 	Cached bool
 
+	// Special says that the mistake is a special case of another one on many
+	// models; where the two can't be told apart the other one is named.
+	Special bool
+
 	// Variants are other forms of the same mistake. Each has the same ID; whoever
 	// looks for the fault that explains an output tries them as well.
 	Variants []Fault
