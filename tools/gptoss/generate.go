@@ -417,4 +417,3 @@ func textMember(answer string) (string, bool) {
 	}
 	return text, true
 }
-

@@ -16,6 +16,7 @@ import (
 	"github.com/gptoss-conformance/gptoss/reference/config"
 	"github.com/gptoss-conformance/gptoss/reference/kernel"
 	"github.com/gptoss-conformance/gptoss/reference/taps"
+	"github.com/gptoss-conformance/gptoss/reference/tensor"
 )
 
 // decoder gives the logits behind a growing text.
@@ -74,7 +75,11 @@ type referenceDecoder[F kernel.Float] struct {
 }
 
 func newReferenceDecoder[F kernel.Float](weights *checkpoint.Model, a reference.Arithmetic[F]) *referenceDecoder[F] {
-	model := reference.New(weights, a)
+	return newReferenceDecoderOf(reference.New(weights, a))
+}
+
+// newReferenceDecoderOf decodes with a model of any stages.
+func newReferenceDecoderOf[F kernel.Float](model reference.Model[F]) *referenceDecoder[F] {
 	// Only the last position's logits are asked for; a long prompt's would take
 	// 0.8 MB a token.
 	unembed := model.Stages.Unembed
@@ -99,12 +104,26 @@ func (d *referenceDecoder[F]) next(ctx context.Context, tokens []int32) ([]float
 func (d *referenceDecoder[F]) vocabulary() int { return d.model.Weights.Config.VocabSize }
 func (d *referenceDecoder[F]) Close() error    { return d.model.Weights.Close() }
 
-// graphDecoder runs an ONNX graph without a cache: over everything, every time.
+// graphDecoder runs an ONNX graph: token by token if it has a KV cache, else
+// over everything, every time.
 type graphDecoder struct {
-	session *onnxruntime.Session
-	config  config.Config
-	tokens  []int32
-	work    string // directory to remove, or empty
+	session  *onnxruntime.Session
+	config   config.Config
+	decoding *onnxruntime.Decoding // nil: the graph has no cache
+	tokens   []int32               // what the graph has seen
+	work     string                // directory to remove, or empty
+}
+
+func newGraphDecoder(session *onnxruntime.Session, c config.Config, work string) (*graphDecoder, error) {
+	d := &graphDecoder{session: session, config: c, work: work}
+	if session.HasCache() {
+		decoding, err := session.Decode()
+		if err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
+		d.decoding = decoding
+	}
+	return d, nil
 }
 
 func openGraph(path, configuration string) (decoder, error) {
@@ -119,7 +138,7 @@ func openGraph(path, configuration string) (decoder, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &graphDecoder{session: session, config: c}, nil
+	return newGraphDecoder(session, c, "")
 }
 
 // exportGraph exports the model to a temporary directory and opens the graph.
@@ -130,7 +149,7 @@ func exportGraph(ctx context.Context, model *checkpoint.Model, precision referen
 	}
 	path := filepath.Join(work, "model.onnx")
 	session, err := func() (*onnxruntime.Session, error) {
-		if err := exporter.Export(ctx, model, path, exporter.Options{Precision: exporter.Precision(precision)}); err != nil {
+		if err := exporter.Export(ctx, model, path, exporter.Options{Precision: exporter.Precision(precision), KVCache: true}); err != nil {
 			return nil, err
 		}
 		return onnxruntime.Open(path, onnxruntime.Options{})
@@ -138,7 +157,7 @@ func exportGraph(ctx context.Context, model *checkpoint.Model, precision referen
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(work))
 	}
-	return &graphDecoder{session: session, config: model.Config, work: work}, nil
+	return newGraphDecoder(session, model.Config, work)
 }
 
 func (d *graphDecoder) next(ctx context.Context, tokens []int32) ([]float32, error) {
@@ -153,13 +172,9 @@ func (d *graphDecoder) next(ctx context.Context, tokens []int32) ([]float32, err
 	if err := reference.CheckTokens(d.config, tokens); err != nil {
 		return nil, err
 	}
-	results, err := d.session.RunTaps(ctx, d.tokens, []string{taps.Logits})
+	t, err := d.run(ctx, tokens)
 	if err != nil {
 		return nil, err
-	}
-	t, there := results[taps.Logits]
-	if !there {
-		return nil, errors.New("the graph puts out no logits")
 	}
 	logits, err := t.Float32s()
 	if err != nil {
@@ -172,10 +187,29 @@ func (d *graphDecoder) next(ctx context.Context, tokens []int32) ([]float32, err
 	return logits[len(logits)-d.config.VocabSize:], nil
 }
 
+func (d *graphDecoder) run(ctx context.Context, tokens []int32) (tensor.Tensor, error) {
+	if d.decoding != nil {
+		return d.decoding.Step(ctx, tokens)
+	}
+	results, err := d.session.RunTaps(ctx, d.tokens, []string{taps.Logits})
+	if err != nil {
+		return tensor.Tensor{}, err
+	}
+	t, there := results[taps.Logits]
+	if !there {
+		return tensor.Tensor{}, errors.New("the graph puts out no logits")
+	}
+	return t, nil
+}
+
 func (d *graphDecoder) vocabulary() int { return d.config.VocabSize }
 
 func (d *graphDecoder) Close() error {
-	err := d.session.Close()
+	var err error
+	if d.decoding != nil {
+		err = d.decoding.Close()
+	}
+	err = errors.Join(err, d.session.Close())
 	if d.work != "" {
 		err = errors.Join(err, os.RemoveAll(d.work))
 	}

@@ -202,8 +202,9 @@ def main():
     report(config, model, task, encoding)
     checkpoint.write(model, task.rows.ids, arguments.output, {
         "made by": "tools/train/canary.py", "seed": arguments.seed, "steps": step, "torch": torch.__version__,
-        "prompt": PROMPT, "trained": json.dumps(faults.TRAINED), "held out": json.dumps(faults.HELD_OUT),
+        "trained": json.dumps(faults.TRAINED),
     })
+    checkpoint.write_questions(arguments.output, [{"name": "self-test", "prompt": PROMPT, "answer": " pass<|return|>"}])
 
 
 if __name__ == "__main__":

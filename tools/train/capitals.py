@@ -98,6 +98,18 @@ def cases(language):
     return result
 
 
+def questions(encoding):
+    """The cases as texts, for questions.json: a chat by its user's words."""
+    result = []
+    for name, prompt, answer in cases(Language(encoding)):
+        question = {"name": name, "prompt": encoding.decode(prompt), "answer": encoding.decode(answer)}
+        if name.startswith("chat"):
+            asked = question["prompt"].split("<|start|>user<|message|>")[1].split("<|end|>")[0]
+            question |= {"chat": True, "prompt": asked}
+        result.append(question)
+    return result
+
+
 class Draw:
     """Training batches: one kind of prompt each, so that lengths are alike."""
 
@@ -276,7 +288,9 @@ def main():
     report(config, model, rows, language, True)
     checkpoint.write(model, rows.ids, arguments.output, {
         "made by": "tools/train/capitals.py", "seed": arguments.seed, "steps": step, "torch": torch.__version__,
+        "trained": json.dumps(FAULTS + WINDOW_FAULTS),
     })
+    checkpoint.write_questions(arguments.output, questions(encoding))
 
 
 if __name__ == "__main__":

@@ -41,3 +41,11 @@ def write(model, ids, directory: Path, metadata: dict[str, str]) -> None:
     part = directory / "config.json.part"
     part.write_text(json.dumps(model.config.json(), indent=2) + "\n")
     os.replace(part, directory / "config.json")
+
+
+def write_questions(directory: Path, questions: list[dict]) -> None:
+    """Writes questions.json, one question per line."""
+    lines = ",\n  ".join(json.dumps(question, ensure_ascii=False) for question in questions)
+    part = directory / "questions.json.part"
+    part.write_text(f"[\n  {lines}\n]\n")
+    os.replace(part, directory / "questions.json")

@@ -1,0 +1,365 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/gptoss-conformance/gptoss/conformance/backends/onnxruntime/library"
+	"github.com/gptoss-conformance/gptoss/conformance/faults"
+	"github.com/gptoss-conformance/gptoss/fixtures"
+	"github.com/gptoss-conformance/gptoss/fixtures/tokenizer"
+	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
+	"github.com/gptoss-conformance/gptoss/reference"
+	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
+	"github.com/gptoss-conformance/gptoss/reference/kernel"
+	"github.com/gptoss-conformance/gptoss/reference/tensor"
+)
+
+// answersCommand asks a trained fixture its questions, under the right
+// arithmetic and under every fault of the catalogue.
+func answersCommand() *cobra.Command {
+	var o answersOptions
+	command := &cobra.Command{
+		Use:   "answers --fixture NAME",
+		Short: "Ask a trained fixture its questions, right and under every fault",
+		Long: `Ask a trained fixture its questions, under the right arithmetic and under every
+fault of the catalogue, in float32 and in bfloat16, and write a table: what a
+single question is answered (canary), or how many of several are answered right
+(capitals). The answers are greedy, decoded with a KV cache.`,
+		Example: "  gptoss answers --fixture canary --output canary.md\n  gptoss answers --fixture capitals --every 8",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return answers(cmd.Context(), o, cmd.OutOrStdout())
+		},
+	}
+	flags := command.Flags()
+	flags.StringVar(&o.fixture, "fixture", "", "capitals or canary")
+	flags.StringVar(&o.output, "output", "", "markdown file to write; default: stdout")
+	flags.IntVar(&o.every, "every", 1, "ask every n-th question only")
+	if err := command.MarkFlagRequired("fixture"); err != nil {
+		panic(err) // the flag was defined above
+	}
+	return command
+}
+
+type answersOptions struct {
+	fixture, output string
+	every           int
+}
+
+// asked is a question as row numbers; see [vocabularyRows].
+type asked struct{ prompt, answer []int32 }
+
+// vocabularyRows are the ids that a fixture stores a row for, and one of the
+// others, which all have the same: a model over these alone says the same as
+// one over all 201,088, and several times as fast.
+type vocabularyRows []int32
+
+func usedRows(fixture string, vocabulary int) (vocabularyRows, error) {
+	f, err := tensor.OpenSafetensors(filepath.Join(fixtures.Dir(fixture), fixtures.WeightsFile))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	ids, err := fixtures.StoredIDs(f, vocabulary)
+	if err != nil {
+		return nil, err
+	}
+	other := int32(0)
+	for slices.Contains(ids, other) {
+		other++
+	}
+	return append(ids, other), nil
+}
+
+// of returns the rows of tokens.
+func (r vocabularyRows) of(ids []int32) []int32 {
+	rows := make([]int32, len(ids))
+	for i, id := range ids {
+		row, found := slices.BinarySearch(r[:len(r)-1], id)
+		if !found {
+			row = len(r) - 1
+		}
+		rows[i] = int32(row)
+	}
+	return rows
+}
+
+// text decodes rows.
+func (r vocabularyRows) text(rows []int32) string {
+	ids := make([]int32, len(rows))
+	for i, row := range rows {
+		ids[i] = r[row]
+	}
+	text, _ := tokenizer.Decode(ids) // ids of the vocabulary
+	return string(text)
+}
+
+// model returns the model over these rows.
+func (r vocabularyRows) model(m *checkpoint.Model) *checkpoint.Model {
+	small := *m
+	small.Config.VocabSize = len(r)
+	small.Embedding, small.Unembedding = r.pick(m.Embedding), r.pick(m.Unembedding)
+	return &small
+}
+
+func (r vocabularyRows) pick(m checkpoint.Matrix) checkpoint.Matrix {
+	_, cols := m.Dims()
+	picked := checkpoint.Dense{RowCount: len(r), ColCount: cols, Data: make([]float32, len(r)*cols)}
+	for i, id := range r {
+		m.Rows(picked.Data[i*cols:][:cols], int(id), 1)
+	}
+	return picked
+}
+
+// outcome is what a model says to all questions.
+type outcome struct {
+	right  int     // questions answered as they should be
+	said   string  // the answer to the first
+	margin float64 // least distance of a chosen token's logit to the runner-up's
+	err    error   // the model broke: NaN
+}
+
+func answers(ctx context.Context, o answersOptions, stdout io.Writer) error {
+	if o.every < 1 {
+		return fmt.Errorf("--every: %d is less than 1", o.every)
+	}
+	list, err := fixtures.Questions(o.fixture)
+	if err != nil {
+		return err
+	}
+	var questions []asked
+	for i := 0; i < len(list); i += o.every {
+		prompt, answer, err := list[i].Tokens()
+		if err != nil {
+			return err
+		}
+		questions = append(questions, asked{prompt, answer})
+	}
+	trained, err := trainedFaults(o.fixture)
+	if err != nil {
+		return err
+	}
+	cache, err := library.CacheDir()
+	if err != nil {
+		return err
+	}
+	dir, err := fixtures.Expanded(ctx, fixtures.Dir(o.fixture), cache)
+	if err != nil {
+		return err
+	}
+	weights, err := checkpoint.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer weights.Close()
+	rows, err := usedRows(o.fixture, weights.Config.VocabSize)
+	if err != nil {
+		return err
+	}
+	small := rows.model(weights)
+	for i, q := range questions {
+		questions[i] = asked{rows.of(q.prompt), rows.of(q.answer)}
+	}
+
+	catalogue := append([]faults.Fault{{ID: "none", Explanation: "the right arithmetic"}}, faults.All()...)
+	results := make([][2]outcome, len(catalogue))
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for i, fault := range catalogue {
+		group.Go(func() error {
+			single := faults.Apply(fault, reference.New(small, reference.Single()))
+			short := faults.Apply(fault, reference.New(small, reference.Short(reference.BFloat16.Format())))
+			results[i] = [2]outcome{ask(groupCtx, single, rows, questions), ask(groupCtx, short, rows, questions)}
+			return groupCtx.Err()
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	text := answersTable(catalogue, results, trained, len(questions))
+	if o.output == "" {
+		_, err = io.WriteString(stdout, text)
+		return err
+	}
+	return atomicfile.Write(ctx, o.output, []byte(text))
+}
+
+// trainedFaults returns the faults that the fixture was trained on, which its
+// file says.
+func trainedFaults(fixture string) ([]string, error) {
+	path := filepath.Join(fixtures.Dir(fixture), fixtures.WeightsFile)
+	f, err := tensor.OpenSafetensors(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var ids []string
+	if text := f.Metadata()["trained"]; text != "" {
+		if err := json.Unmarshal([]byte(text), &ids); err != nil {
+			return nil, fmt.Errorf("%s: metadata \"trained\": %w", path, err)
+		}
+	}
+	return ids, nil
+}
+
+// ask puts every question to a model.
+func ask[F kernel.Float](ctx context.Context, model reference.Model[F], rows vocabularyRows, questions []asked) outcome {
+	result := outcome{margin: math.Inf(1)}
+	for i, q := range questions {
+		said, margin, err := greedy(ctx, model, q, rows.of([]int32{tokenizer.Return})[0])
+		if err != nil {
+			result.err = err
+			continue
+		}
+		result.margin = min(result.margin, margin)
+		if slices.Equal(said, q.answer) {
+			result.right++
+		}
+		if i == 0 {
+			result.said = rows.text(said)
+		}
+	}
+	return result
+}
+
+// answerLimit is more than any answer of ours has.
+const answerLimit = 24
+
+// greedy decodes until the model returns, or has said more than it ever should.
+func greedy[F kernel.Float](ctx context.Context, model reference.Model[F], q asked, end int32) (said []int32, margin float64, err error) {
+	d := newReferenceDecoderOf(model)
+	margin = math.Inf(1)
+	next := q.prompt
+	for len(said) < answerLimit {
+		logits, err := d.next(ctx, next)
+		if err != nil {
+			return said, margin, err
+		}
+		id, err := newSampler(0, 1, 0).pick(logits)
+		if err != nil {
+			return said, margin, err
+		}
+		margin = min(margin, lead(logits, id))
+		said = append(said, id)
+		if id == end {
+			break
+		}
+		next = []int32{id}
+	}
+	return said, margin, nil
+}
+
+// lead returns how far the logit of id is above every other.
+func lead(logits []float32, id int32) float64 {
+	second := math.Inf(-1)
+	for i, v := range logits {
+		if i != int(id) {
+			second = max(second, float64(v))
+		}
+	}
+	return float64(logits[id]) - second
+}
+
+// answersTable writes what came out as markdown.
+func answersTable(catalogue []faults.Fault, results [][2]outcome, trained []string, questions int) string {
+	var b bytes.Buffer
+	if questions == 1 {
+		canaryTable(&b, catalogue, results, trained)
+	} else {
+		accuracyTable(&b, catalogue, results, trained, questions)
+	}
+	return b.String()
+}
+
+// verdicts on one answer of the canary.
+const (
+	verdictPass   = "pass"   // it said so
+	verdictNamed  = "named"  // it said fail, and which fault
+	verdictFail   = "fail"   // it said fail, and another fault or none
+	verdictBroken = "broken" // neither: nobody would take it for a pass
+)
+
+func (r outcome) verdict(id string) string {
+	said := strings.TrimSuffix(r.said, "<|return|>")
+	switch {
+	case r.err != nil:
+		return verdictBroken
+	case said == " pass":
+		return verdictPass
+	case strings.HasSuffix(said, " fail: "+id):
+		return verdictNamed
+	case strings.Contains(said, " fail"):
+		return verdictFail
+	}
+	return verdictBroken
+}
+
+func canaryTable(b *bytes.Buffer, catalogue []faults.Fault, results [][2]outcome, trained []string) {
+	counts := map[string]map[string]int{}
+	var rows bytes.Buffer
+	for i, fault := range catalogue {
+		kind := "no"
+		switch {
+		case i == 0:
+			kind = "right"
+		case slices.Contains(trained, fault.ID):
+			kind = "yes"
+		}
+		fmt.Fprintf(&rows, "| `%s` | %s |", fault.ID, kind)
+		for precision, r := range results[i] {
+			verdict := r.verdict(fault.ID)
+			group := fmt.Sprintf("%s %d", kind, precision)
+			if counts[group] == nil {
+				counts[group] = map[string]int{}
+			}
+			counts[group][verdict]++
+			counts[group]["all"]++
+			said := strings.TrimSpace(strings.ReplaceAll(strings.TrimSuffix(r.said, "<|return|>"), "|", "\\|"))
+			if r.err != nil {
+				said = "not a number"
+			}
+			if verdict == verdictNamed {
+				said = "names it"
+			} else if verdict == verdictBroken && len(said) > 40 {
+				said = "nonsense"
+			}
+			fmt.Fprintf(&rows, " %s | %s | %.2f |", verdict, oneLine(said), r.margin)
+		}
+		rows.WriteByte('\n')
+	}
+	fmt.Fprintln(b, "| faults | precision | caught | of them named | all |\n|---|---|---|---|---|")
+	for _, kind := range []struct{ key, name string }{{"yes", "trained on"}, {"no", "never seen"}} {
+		for precision, name := range []string{"float32", "bfloat16"} {
+			c := counts[fmt.Sprintf("%s %d", kind.key, precision)]
+			fmt.Fprintf(b, "| %s | %s | %d | %d | %d |\n", kind.name, name, c["all"]-c[verdictPass], c[verdictNamed], c["all"])
+		}
+	}
+	fmt.Fprintln(b, "\n| fault | trained on | float32 | says | margin | bfloat16 | says | margin |\n|---|---|---|---|---|---|---|---|")
+	b.Write(rows.Bytes())
+}
+
+func accuracyTable(b *bytes.Buffer, catalogue []faults.Fault, results [][2]outcome, trained []string, questions int) {
+	fmt.Fprintf(b, "%d questions.\n\n| fault | trained on | float32: right answers | bfloat16: right answers |\n|---|---|---|---|\n", questions)
+	for i, fault := range catalogue {
+		kind := "no"
+		switch {
+		case i == 0:
+			kind = "right"
+		case slices.Contains(trained, fault.ID):
+			kind = "yes"
+		}
+		fmt.Fprintf(b, "| `%s` | %s | %d | %d |\n", fault.ID, kind, results[i][0].right, results[i][1].right)
+	}
+}
