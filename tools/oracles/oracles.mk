@@ -7,7 +7,7 @@ ORACLES_LISTS  := tools/oracles/requirements.txt tools/oracles/requirements-bare
 # The stamp holds the lists' digest: the environment is made once and again
 # whenever a pinned version changes.
 .PHONY: oracles
-oracles:
+oracles: ## Set up torch, transformers, Flax and Equinox in build/oracles
 	@digest=$$(cat $(ORACLES_LISTS) | sha256sum | cut -c1-64); \
 	if [ "$$(cat $(ORACLES)/.requirements 2>/dev/null)" != "$$digest" ]; then \
 		test -x $(ORACLES_PYTHON) || python3 -m venv $(ORACLES) && \
@@ -16,14 +16,37 @@ oracles:
 		echo $$digest > $(ORACLES)/.requirements; \
 	fi
 
-# Regenerates the fixtures and every golden. ORACLE_THREADS limits the cores.
+# Regenerates the fixtures, every golden and the probe's transcripts.
+# ORACLE_THREADS limits the cores.
 .PHONY: golden
-golden: oracles
+golden: oracles ## Make the fixtures and all goldens again (5 minutes)
 	go run ./fixtures/generate
+	$(ORACLES_PYTHON) tools/oracles/twin.py toy
 	$(ORACLES_PYTHON) tools/oracles/golden_model.py
 	$(ORACLES_PYTHON) tools/oracles/golden_stages.py
+	go test ./tools/gptoss -run TestProbeTranscripts -update
 
-# Makes every golden elsewhere and compares; the bounds are in golden_check.py.
+# Makes every golden elsewhere and compares (the bounds are in golden_check.py),
+# then loads each fixture, converted to every layout, with that layout's own loader.
+CONVERTED := build/converted
 .PHONY: golden-check
-golden-check: oracles
+golden-check: oracles ## Make all goldens elsewhere and compare; load converted fixtures in the real implementations
 	$(ORACLES_PYTHON) tools/oracles/golden_check.py
+	@rm -rf $(CONVERTED) && mkdir -p $(CONVERTED) && go build -o $(CONVERTED)/gptoss ./tools/gptoss
+	@for fixture in toy toy128 edge; do \
+		for layout in huggingface flax equinox; do \
+			$(CONVERTED)/gptoss convert --from fixtures/$$fixture --to $$layout --output $(CONVERTED)/$$fixture/$$layout || exit 1; \
+		done; \
+		$(ORACLES_PYTHON) tools/oracles/layouts.py fixtures/$$fixture \
+			$(CONVERTED)/$$fixture/huggingface $(CONVERTED)/$$fixture/flax $(CONVERTED)/$$fixture/equinox || exit 1; \
+	done
+
+# onnxruntime-genai's exporter, which shares the oracles' packages.
+GENAI := build/genai
+.PHONY: genai
+genai: oracles ## Set up onnxruntime-genai in build/genai
+	@if [ ! -x $(GENAI)/bin/python ]; then \
+		python3 -m venv $(GENAI) && \
+		$(GENAI)/bin/pip install --quiet --disable-pip-version-check --no-deps onnxruntime-genai==0.18.0 && \
+		$(ORACLES_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(GENAI)/lib/python3*/site-packages)/oracles.pth; \
+	fi
