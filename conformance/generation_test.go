@@ -7,4 +7,7 @@ import (
 )
 
 // TestGeneration judges decoding with a KV cache, token by token.
-func TestGeneration(t *testing.T) { suite.Stage(t, conformance.StageGeneration) }
+func TestGeneration(t *testing.T) {
+	suite.Stage(t, conformance.StageGeneration)
+	suite.Generated(t)
+}

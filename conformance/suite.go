@@ -39,8 +39,9 @@ type Options struct {
 	Judge             JudgeOptions
 }
 
-// Run judges an implementation: every stage on every prompt of every fixture,
-// each as a sub-test of t.
+// Run judges an implementation: every stage on every prompt of every fixture and,
+// as far as it has the abilities, on the golden stage cases and in decoding. Each
+// case is a sub-test of t.
 //
 //	func TestConformance(t *testing.T) {
 //		conformance.Run(t, myengine.New(), conformance.Options{})
@@ -50,7 +51,16 @@ func Run(t *testing.T, implementation Implementation, o Options) {
 	s := NewSuite(o, implementation)
 	defer s.Close()
 	for _, stage := range Stages {
-		t.Run(stage, func(t *testing.T) { s.Stage(t, stage) })
+		t.Run(stage, func(t *testing.T) {
+			s.Stage(t, stage)
+			switch stage {
+			case StageEmbedding: // a lookup: the fixtures show all that there is
+			case StageGeneration:
+				s.Generated(t)
+			default:
+				s.Injected(t, stage)
+			}
+		})
 	}
 }
 
