@@ -197,18 +197,16 @@ func sinks() []Fault {
 			ID:          "sinks-counted-twice",
 			Explanation: "The sink is in the denominator twice, as where each of two splits of the keys adds it.",
 			Thread:      "https://github.com/ROCm/rocm-libraries/issues/12227",
-			Checkpoint: resunk(func(_ config.Config, head int, sinks []float32) float32 {
-				return sinks[head] + math.Ln2 // 2·exp(s) = exp(s + ln 2)
-			}),
+			Stages:      Swap{Wide: sinksCountedTwice[float64], Single: sinksCountedTwice[float32]},
+			Graph:       sinksCountedTwiceGraph,
 		}),
 		attentionCore(Fault{
 			ID:          "sinks-scaled",
 			Explanation: "The sinks are divided by sqrt(head_dim), as the scores are.",
 			Thread:      "https://github.com/ROCm/rocm-libraries/issues/12227",
 			Related:     true,
-			Checkpoint: resunk(func(c config.Config, head int, sinks []float32) float32 {
-				return float32(float64(sinks[head]) / math.Sqrt(float64(c.HeadDim)))
-			}),
+			Stages:      Swap{Wide: sinksScaled[float64], Single: sinksScaled[float32]},
+			Graph:       sinksScaledGraph,
 		}),
 		attentionCore(Fault{
 			ID:          "sinks-first-group-only",
@@ -291,6 +289,31 @@ func sinksNotInMaxGraph(s *exporter.Stages) {
 	softmax := s.Softmax
 	s.Softmax = func(l exporter.Layer, scores, sinks exporter.Value) exporter.Value {
 		return softmax(l, scores, l.Add(sinks, l.ReduceMax(scores, 3, true)))
+	}
+}
+
+// sinksCountedTwice: 2·exp(sink) = exp(sink + ln 2).
+func sinksCountedTwice[F reference.Float](s *reference.Stages[F]) {
+	softmax := s.Softmax
+	s.Softmax = func(l reference.Layer[F], scores []F, sink F) { softmax(l, scores, sink+math.Ln2) }
+}
+
+func sinksCountedTwiceGraph(s *exporter.Stages) {
+	softmax := s.Softmax
+	s.Softmax = func(l exporter.Layer, scores, sinks exporter.Value) exporter.Value {
+		return softmax(l, scores, l.Add(sinks, l.Float(math.Ln2)))
+	}
+}
+
+func sinksScaled[F reference.Float](s *reference.Stages[F]) {
+	softmax := s.Softmax
+	s.Softmax = func(l reference.Layer[F], scores []F, sink F) { softmax(l, scores, sink*l.Stages.Scale(l)) }
+}
+
+func sinksScaledGraph(s *exporter.Stages) {
+	softmax := s.Softmax
+	s.Softmax = func(l exporter.Layer, scores, sinks exporter.Value) exporter.Value {
+		return softmax(l, scores, l.Mul(sinks, l.Float(l.Stages.Scale(l))))
 	}
 }
 
