@@ -171,6 +171,12 @@ func (h *leafHasher) sum(m Matrix, from, n int) [sha256.Size]byte {
 			return sum
 		}
 	}
+	if stored, ok := m.(BF16); ok && !h.startsAsMXFP4(m, from, cols) {
+		whole := sha256.New()
+		whole.Write([]byte{'B'})
+		whole.Write(stored.Data[2*from*cols : 2*(from+n)*cols])
+		return [sha256.Size]byte(whole.Sum(nil))
+	}
 	h.values = slices.Grow(h.values[:0], count)[:count]
 	m.Rows(h.values, from, n)
 	if cols%groupValues == 0 {
@@ -190,6 +196,18 @@ func (h *leafHasher) sum(m Matrix, from, n int) [sha256.Size]byte {
 		binary.LittleEndian.PutUint32(h.bytes[1+4*i:], math.Float32bits(v))
 	}
 	return sha256.Sum256(h.bytes)
+}
+
+// startsAsMXFP4 looks at the first row only, to find out cheaply that a matrix is
+// no MXFP4.
+func (h *leafHasher) startsAsMXFP4(m Matrix, from, cols int) bool {
+	if cols%groupValues != 0 {
+		return false
+	}
+	h.values = slices.Grow(h.values[:0], cols)[:cols]
+	m.Rows(h.values, from, 1)
+	_, ok := h.encoded(h.values)
+	return ok
 }
 
 // packed hashes groups that are MXFP4 already.

@@ -17,11 +17,26 @@ func isBF16(values []float32) bool {
 	return low<<16 == 0
 }
 
-// putBF16 stores values that are bfloat16.
-func putBF16(dst []byte, values []float32) {
-	for i, v := range values {
-		binary.LittleEndian.PutUint16(dst[2*i:], uint16(math.Float32bits(v)>>16))
+// putBF16 stores values that are bfloat16, and reports whether all were, and
+// whether all were finite.
+func putBF16(dst []byte, values []float32) (exact, finite bool) {
+	dst = dst[:2*len(values)]
+	var low, largest uint32
+	for len(values) >= 4 {
+		a, b := math.Float32bits(values[0]), math.Float32bits(values[1])
+		c, d := math.Float32bits(values[2]), math.Float32bits(values[3])
+		low |= a | b | c | d
+		largest = max(largest, a&^signBit, b&^signBit, c&^signBit, d&^signBit)
+		binary.LittleEndian.PutUint64(dst, uint64(a>>16)|uint64(b&0xffff0000)|uint64(c&0xffff0000)<<16|uint64(d&0xffff0000)<<32)
+		dst, values = dst[8:], values[4:]
 	}
+	for i, v := range values {
+		b := math.Float32bits(v)
+		low |= b
+		largest = max(largest, b&^signBit)
+		binary.LittleEndian.PutUint16(dst[2*i:], uint16(b>>16))
+	}
+	return low<<16 == 0, largest < infinityBits
 }
 
 // encodeMXFP4 encodes a group of 32 values canonically, or reports that MXFP4
@@ -37,6 +52,9 @@ func encodeMXFP4(block *[groupBytes]byte, values *[groupValues]float32) (scale b
 	if !ok {
 		return 0, false
 	}
+	if scale >= 2 {
+		return scale, encodeNormal(block, values, scale)
+	}
 	for i := range block {
 		low, okLow := codeOf(math.Float32bits(values[2*i]), scale)
 		high, okHigh := codeOf(math.Float32bits(values[2*i+1]), scale)
@@ -48,7 +66,41 @@ func encodeMXFP4(block *[groupBytes]byte, values *[groupValues]float32) (scale b
 	return scale, true
 }
 
-const signBit = 1 << 31
+// noCode marks what is no code in normalCodes.
+const noCode = 0x80
+
+// normalCodes maps the exponent and the first bit of the mantissa of a normal
+// float32, counted from those of 2^-1 at the group's scale, to the code: 0.5
+// first, then nothing at 0.75, then 1, 1.5, 2, 3, 4, 6.
+var normalCodes = [16]byte{1, noCode, 2, 3, 4, 5, 6, 7, noCode, noCode, noCode, noCode, noCode, noCode, noCode, noCode}
+
+// encodeNormal encodes a group at a scale where all magnitudes but zero are
+// normal floats.
+func encodeNormal(block *[groupBytes]byte, values *[groupValues]float32, scale byte) bool {
+	base := 2 * (uint32(scale) - 1)
+	var rest uint32 // bits that no code has
+	var bad byte
+	code := func(v float32) byte {
+		b := math.Float32bits(v)
+		magnitude := b &^ signBit
+		rest |= magnitude & 0x3fffff
+		c := normalCodes[min(magnitude>>22-base, 15)]
+		if magnitude == 0 {
+			c = 0
+		}
+		bad |= c
+		return c&7 | byte(b>>31<<3)
+	}
+	for i := range block {
+		block[i] = code(values[2*i]) | code(values[2*i+1])<<4
+	}
+	return rest == 0 && bad < noCode
+}
+
+const (
+	signBit      = 1 << 31
+	infinityBits = 0x7f800000 // and NaN is above
+)
 
 // canonicalScale returns the scale byte at which the largest magnitude of a
 // group, given by its bits, has code 4 or 6.
@@ -93,22 +145,13 @@ func split12(b uint32) (exponent int, half, ok bool) {
 	return 0, false, false
 }
 
-// codeOf returns the code of a value at a scale, or false if there is none.
+// codeOf returns the code of a value at a scale, or false if there is none. It
+// knows subnormal floats too.
 func codeOf(b uint32, scale byte) (byte, bool) {
 	sign := byte(b >> 31 << 3)
 	b &^= signBit
 	if b == 0 {
 		return sign, true
-	}
-	if scale >= 2 {
-		// All eight magnitudes are normal floats then, and bit 22 is what tells
-		// 1.5 from 1. Counted from 2^-1, the ninth-highest bits are 0 for code
-		// 1, there is none for 1, and they equal the code from 2 on.
-		code := b>>22 - 2*(uint32(scale)-1)
-		if b&0x3fffff != 0 || code > 7 || code == 1 {
-			return 0, false
-		}
-		return sign | byte(max(code, 1)), true
 	}
 	exponent, half, ok := split12(b)
 	// Codes 1 to 7 are 2^-1·1, 2^0·1, 2^0·1.5, 2^1·1, 2^1·1.5, 2^2·1, 2^2·1.5.

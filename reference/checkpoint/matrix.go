@@ -134,6 +134,10 @@ func (m Transposed) Rows(dst []float32, from, n int) {
 	var line [transposeTile]float32
 	for r := 0; r < n; r += transposeTile {
 		width := min(transposeTile, n-r)
+		if m.DType == tensor.BF16 {
+			m.rowsBF16(dst[r*m.ColCount:], from+r, width)
+			continue
+		}
 		for c := range m.ColCount {
 			at := (c*m.RowCount + from + r) * size
 			widen(m.DType, line[:width], m.Data[at:])
@@ -141,6 +145,31 @@ func (m Transposed) Rows(dst []float32, from, n int) {
 			for i, v := range line[:width] {
 				out[i*m.ColCount] = v
 			}
+		}
+	}
+}
+
+// rowsBF16 is Rows for a tile of the usual type: eight stored rows at a time, so
+// that each line of dst is written in pieces of 32 bytes.
+func (m Transposed) rowsBF16(dst []float32, from, n int) {
+	const lanes = 8
+	c := 0
+	for ; c+lanes <= m.ColCount; c += lanes {
+		var lines [lanes][]byte
+		for i := range lines {
+			at := 2 * ((c+i)*m.RowCount + from)
+			lines[i] = m.Data[at : at+2*n]
+		}
+		for r := range n {
+			out := dst[r*m.ColCount+c:][:lanes]
+			for i := range lines {
+				out[i] = tensor.BFloat16(binary.LittleEndian.Uint16(lines[i][2*r:]))
+			}
+		}
+	}
+	for ; c < m.ColCount; c++ {
+		for r := range n {
+			dst[r*m.ColCount+c] = tensor.BFloat16(binary.LittleEndian.Uint16(m.Data[2*(c*m.RowCount+from+r):]))
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
@@ -25,7 +26,14 @@ func requireSameModel(t *testing.T, want, got *Model) {
 		ar, ac := a.Dims()
 		br, bc := b.Dims()
 		require.Equal(t, [2]int{ar, ac}, [2]int{br, bc}, name)
-		require.Equal(t, values(a), values(b), name)
+		x, y := values(a), values(b)
+		for i := range x {
+			// Compared as bits, so that -0 is not 0; element by element, so that a
+			// failure is readable.
+			if math.Float32bits(x[i]) != math.Float32bits(y[i]) {
+				require.Failf(t, "different values", "%s, row %d, column %d: want %g, got %g", name, i/ac, i%ac, x[i], y[i])
+			}
+		}
 	}
 	same("embedding", want.Embedding, got.Embedding)
 	same("unembedding", want.Unembedding, got.Unembedding)

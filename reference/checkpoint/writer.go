@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -207,7 +208,11 @@ func (w *writer) tasks(o *output, i item) []task {
 	}
 	var tasks []task
 	at := int64(0) // of the part, in elements
-	for k, p := range flatten(i.parts) {
+	parts := i.parts
+	if !i.transposed { // the transpose of a stack interleaves its parts
+		parts = flatten(parts)
+	}
+	for k, p := range parts {
 		rows, cols := p.Dims()
 		switch {
 		case i.scales != "":
@@ -400,10 +405,23 @@ func (w *writer) turned(o *output, i item, m Matrix, at int64) []task {
 func turn(dst, src []byte, k, cols, n, size int) {
 	if size == 2 {
 		for c := range cols {
-			line := dst[c*n*2:][:2*k]
-			for r := range k {
-				line[2*r] = src[2*(r*cols+c)]
-				line[2*r+1] = src[2*(r*cols+c)+1]
+			line, from := dst[c*n*2:][:2*k], src[2*c:]
+			for len(line) >= 8 { // four rows, one store
+				v := uint64(binary.LittleEndian.Uint16(from)) |
+					uint64(binary.LittleEndian.Uint16(from[2*cols:]))<<16 |
+					uint64(binary.LittleEndian.Uint16(from[4*cols:]))<<32 |
+					uint64(binary.LittleEndian.Uint16(from[6*cols:]))<<48
+				binary.LittleEndian.PutUint64(line, v)
+				line = line[8:]
+				if len(line) > 0 {
+					from = from[8*cols:]
+				}
+			}
+			for ; len(line) > 0; line = line[2:] {
+				line[0], line[1] = from[0], from[1]
+				if len(line) > 2 {
+					from = from[2*cols:]
+				}
 			}
 		}
 		return
@@ -482,10 +500,14 @@ func encode(d tensor.DType, dst []byte, values []float32) error {
 			dst[4*i], dst[4*i+1], dst[4*i+2], dst[4*i+3] = byte(b), byte(b>>8), byte(b>>16), byte(b>>24)
 		}
 	case tensor.BF16:
-		if !isBF16(values) {
-			return fmt.Errorf("has values that bfloat16 can't hold")
+		exact, finite := putBF16(dst, values)
+		if !finite {
+			return errNotFinite
 		}
-		putBF16(dst, values)
+		if !exact {
+			return errors.New("has values that bfloat16 can't hold")
+		}
+		return nil
 	case tensor.F16:
 		for i, v := range values {
 			h := float16.Fromfloat32(v)
@@ -507,5 +529,5 @@ func finite(values []float32) bool {
 	for _, v := range values {
 		worst = max(worst, math.Float32bits(v)&^signBit)
 	}
-	return worst < 0x7f800000
+	return worst < infinityBits
 }
