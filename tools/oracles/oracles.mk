@@ -24,6 +24,7 @@ golden: oracles ## Make the fixtures and all goldens again (5 minutes)
 	$(ORACLES_PYTHON) tools/oracles/twin.py toy
 	$(ORACLES_PYTHON) tools/oracles/golden_model.py
 	$(ORACLES_PYTHON) tools/oracles/golden_stages.py
+	$(ORACLES_PYTHON) tools/oracles/faults.py
 	go test ./tools/gptoss -run TestProbeTranscripts -update
 
 # Makes every golden elsewhere and compares (the bounds are in golden_check.py),
