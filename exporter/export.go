@@ -67,8 +67,10 @@ type Options struct {
 	// tokens go in and come out (see cache.go). It takes any number of tokens, and
 	// SequenceLength, if it is not 0, is the most that a sequence can grow to.
 	KVCache bool
-	Stages  *Stages // nil: Portable()
-	Version string  // of the program, for the metadata
+	// LastLogitsOnly puts out logits [1, vocab] of the last token alone.
+	LastLogitsOnly bool
+	Stages         *Stages // nil: those of Operators
+	Version        string  // of the program, for the metadata
 
 	// Validate is called with the finished graph under a temporary name, before it
 	// gets its own. If it returns an error, nothing is left behind.
@@ -240,6 +242,7 @@ func describe(model *onnxpb.ModelProto, m *checkpoint.Model, o Options, digest s
 	property("gptoss.precision", string(o.Precision))
 	property("gptoss.sequence_length", length)
 	property("gptoss.kv_cache", strconv.FormatBool(o.KVCache))
+	property("gptoss.last_logits_only", strconv.FormatBool(o.LastLogitsOnly))
 	property("gptoss.hidden_states", strconv.FormatBool(o.HiddenStates))
 	property("gptoss.block_debug", strconv.FormatBool(o.BlockDebug))
 	model.Graph.DocString = proto.String(fmt.Sprintf("gpt-oss, %d layers, %d experts. Values are named as the taps of the conformance suite.",

@@ -100,6 +100,19 @@ func TestOutputsFollowTheOptions(t *testing.T) {
 	require.NotContains(t, names, taps.Embedding)
 }
 
+func TestLastLogitsOnly(t *testing.T) {
+	m := toy(t)
+	_, model := export(t, m, Options{LastLogitsOnly: true, HiddenStates: true})
+	for _, o := range model.Graph.Output {
+		first := o.Type.GetTensorType().Shape.Dim[0]
+		if o.GetName() == taps.Logits {
+			require.Equal(t, int64(1), first.GetDimValue())
+			continue
+		}
+		require.Equal(t, "sequence", first.GetDimParam(), o.GetName())
+	}
+}
+
 func TestExportIsDeterministic(t *testing.T) {
 	m := toy(t)
 	first, _ := export(t, m, Options{BlockDebug: true})
@@ -283,6 +296,9 @@ func TestBadOptionsAreRefused(t *testing.T) {
 		{Options{SequenceLength: -1}, "negative"},
 		{Options{Experts: "sparse"}, "sparse"},
 		{Options{Precision: "float8"}, "float8"},
+		{Options{Operators: "cuda"}, "cuda"},
+		{Options{Operators: OperatorsONNXRuntime, Precision: PrecisionBFloat16}, "needs portable operators"},
+		{Options{KVCache: true, SequenceLength: 1}, "nothing to cache"},
 	} {
 		require.ErrorContains(t, Export(t.Context(), m, filepath.Join(dir, "m.onnx"), c.options), c.want)
 	}

@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
@@ -283,6 +284,9 @@ func (m *model) forward() error {
 	normed := top
 	normed.Scope = top.Sub(taps.FinalNorm)
 	x = top.Tap(taps.FinalNorm, m.stages.FinalNorm(normed, x, scale))
+	if m.options.LastLogitsOnly {
+		x = normed.Slice(x, 0, -1, math.MaxInt64, 1, N(1))
+	}
 	if table, err = m.matrix("unembedding.weight", m.weights.Unembedding); err != nil {
 		return err
 	}

@@ -29,9 +29,11 @@ import (
 // exportFlags are the flags of `gptoss export`.
 type exportFlags struct {
 	checkpoint, output, operators, experts string
-	sequenceLength                         int
+	precision                              string
+	sequenceLength, layers                 int
 	hiddenStates, blockDebug               bool
-	kvCache, skipValidation, force         bool
+	kvCache, lastLogitsOnly                bool
+	skipValidation, force                  bool
 }
 
 // exportCommand writes a model as ONNX and proves the graph right.
@@ -51,18 +53,21 @@ fails is not left behind.`,
   gptoss export --checkpoint DIR --output m.onnx --emit-hidden-states --emit-block-debug`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return f.export(cmd.Context(), cmd.Flags().Changed("sequence-length"), cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return f.export(cmd.Context(), cmd.Flags().Changed("sequence-length"), cmd.Flags().Changed("layers"), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	flags := command.Flags()
 	flags.StringVar(&f.checkpoint, "checkpoint", "", "checkpoint in any layout")
 	flags.StringVar(&f.output, "output", "", "graph to write; the weights go to the same name with .data")
-	flags.StringVar(&f.operators, "operators", operatorsPortable, "operator set: portable")
+	flags.StringVar(&f.operators, "operators", string(exporter.OperatorsPortable), "portable, or onnxruntime: its own attention and experts, many times faster there")
 	flags.StringVar(&f.experts, "experts", "", "packed (MXFP4 as it is) or dense; default: packed if the checkpoint is")
+	flags.StringVar(&f.precision, "precision", string(exporter.PrecisionFloat32), "float32, or bfloat16 or float16: rounded where OpenAI's torch model rounds")
+	flags.IntVar(&f.layers, "layers", 0, "only the first so many layers; default: all")
 	flags.IntVar(&f.sequenceLength, "sequence-length", 0, "tokens of every run, or with --kv-cache the most that a sequence grows to; default: any number")
 	flags.BoolVar(&f.hiddenStates, "emit-hidden-states", false, "put out the embedding, the residual stream and the final norm")
 	flags.BoolVar(&f.blockDebug, "emit-block-debug", false, "put out every other intermediate result")
 	flags.BoolVar(&f.kvCache, "kv-cache", false, "continue a sequence: keys and values of earlier tokens go in and come out")
+	flags.BoolVar(&f.lastLogitsOnly, "last-logits-only", false, "put out the logits of the last token alone")
 	flags.BoolVar(&f.skipValidation, "skip-validation", false, "don't run the graph against the reference")
 	flags.BoolVar(&f.force, "force", false, "replace a file that no gptoss export wrote")
 	for _, name := range []string{"checkpoint", "output"} {
@@ -73,17 +78,19 @@ fails is not left behind.`,
 	return command
 }
 
-const operatorsPortable = "portable"
-
-func (f exportFlags) export(ctx context.Context, lengthGiven bool, stdout, stderr io.Writer) error {
+func (f exportFlags) export(ctx context.Context, lengthGiven, layersGiven bool, stdout, stderr io.Writer) error {
 	if lengthGiven && f.sequenceLength < 1 {
 		return fmt.Errorf("--sequence-length: %d is no length: use at least 1, or leave it out for any length", f.sequenceLength)
 	}
-	if f.operators != operatorsPortable {
-		return fmt.Errorf("--operators: %q is none of portable", f.operators)
+	if f.operators != string(exporter.OperatorsPortable) && f.operators != string(exporter.OperatorsONNXRuntime) {
+		return fmt.Errorf("--operators: %q is none of portable, onnxruntime", f.operators)
 	}
 	if f.experts != "" && f.experts != string(exporter.ExpertsPacked) && f.experts != string(exporter.ExpertsDense) {
 		return fmt.Errorf("--experts: %q is none of packed, dense", f.experts)
+	}
+	precision, err := exporter.ParsePrecision(f.precision)
+	if err != nil {
+		return fmt.Errorf("--precision: %w", err)
 	}
 	if err := writableDirectory(f.output); err != nil {
 		return err
@@ -96,8 +103,16 @@ func (f exportFlags) export(ctx context.Context, lengthGiven bool, stdout, stder
 		return err
 	}
 	defer model.Close()
+	if layersGiven {
+		if model, err = model.Cut(f.layers); err != nil {
+			return fmt.Errorf("--layers: %w", err)
+		}
+	}
 
 	o := exporter.Options{
+		Operators:      exporter.Operators(f.operators),
+		Precision:      precision,
+		LastLogitsOnly: f.lastLogitsOnly,
 		SequenceLength: f.sequenceLength,
 		Experts:        exporter.Experts(f.experts),
 		HiddenStates:   f.hiddenStates,
@@ -107,7 +122,7 @@ func (f exportFlags) export(ctx context.Context, lengthGiven bool, stdout, stder
 	verdict := "not validated"
 	if !f.skipValidation {
 		o.Validate = func(ctx context.Context, path string) error {
-			verdict, err = validate(ctx, model, path, f.sequenceLength, reference.Float32, stderr)
+			verdict, err = validate(ctx, model, path, f, stderr)
 			return err
 		}
 	}
@@ -146,25 +161,31 @@ func replaceable(path string) bool {
 
 // validate runs a graph on tokens that exercise it and judges the outcome. A
 // verdict other than pass is an error with status 1.
-func validate(ctx context.Context, m *checkpoint.Model, path string, longest int, precision reference.Precision, stderr io.Writer) (string, error) {
+func validate(ctx context.Context, m *checkpoint.Model, path string, f exportFlags, stderr io.Writer) (string, error) {
 	session, err := onnxruntime.Open(path, onnxruntime.Options{KeepWeightsMapped: true})
 	if err != nil {
 		return "", fmt.Errorf("validation: %w (or use --skip-validation)", err)
 	}
 	defer session.Close()
-	tokens := exercise(m.Config, session.Length(), longest)
+	tokens := exercise(m.Config, session.Length(), f.sequenceLength)
 	if terminal(stderr) {
 		fmt.Fprintf(stderr, "validating on %d tokens\n", len(tokens))
 	}
+	precision := reference.Precision(f.precision)
 	results, err := session.Run(ctx, tokens)
 	if err != nil {
 		return "", err
+	}
+	if f.lastLogitsOnly {
+		if err := fillIn(ctx, m, tokens, precision, results); err != nil {
+			return "", err
+		}
 	}
 	outcome, err := judgeGraph(ctx, m, tokens, precision, results)
 	if err != nil || !session.HasCache() {
 		return outcome, err
 	}
-	logits, err := decode(ctx, session, tokens)
+	logits, err := decode(ctx, session, tokens, f.lastLogitsOnly)
 	if err != nil {
 		return "", err
 	}
@@ -172,6 +193,29 @@ func validate(ctx context.Context, m *checkpoint.Model, path string, longest int
 		return "", fmt.Errorf("decoding token by token: %w", err)
 	}
 	return outcome + ", decoding token by token too", nil
+}
+
+// fillIn puts the reference's logits before those of the last token, which are
+// all that the graph puts out, so that these are judged like any others.
+func fillIn(ctx context.Context, m *checkpoint.Model, tokens []int32, precision reference.Precision, results map[string]tensor.Tensor) error {
+	ours, err := reference.Run(ctx, m, tokens, reference.Options{Precision: precision})
+	if err != nil {
+		return err
+	}
+	before, err := ours[taps.Logits].Float32s()
+	if err != nil {
+		return err
+	}
+	last, err := results[taps.Logits].Float32s()
+	if err != nil {
+		return err
+	}
+	if len(last) != m.Config.VocabSize {
+		return verdictError("validation: logits have shape %v, expected [1, %d]", results[taps.Logits].Shape, m.Config.VocabSize)
+	}
+	all := append(before[:len(before)-len(last)], last...)
+	results[taps.Logits] = tensor.FromFloat32s([]int{len(tokens), m.Config.VocabSize}, all)
+	return nil
 }
 
 // judgeGraph judges what a graph put out. Of the judge's reasons to be wary, one
@@ -190,15 +234,20 @@ func judgeGraph(ctx context.Context, m *checkpoint.Model, tokens []int32, precis
 }
 
 // decode feeds two thirds of the tokens at once and the rest one at a time, and
-// returns the logits of all.
-func decode(ctx context.Context, session *onnxruntime.Session, tokens []int32) (tensor.Tensor, error) {
+// returns the logits of all. A graph that only puts out the last ones gets all
+// tokens one at a time.
+func decode(ctx context.Context, session *onnxruntime.Session, tokens []int32, lastOnly bool) (tensor.Tensor, error) {
 	d, err := session.Decode()
 	if err != nil {
 		return tensor.Tensor{}, err
 	}
 	defer d.Close()
+	first := max(1, len(tokens)*2/3)
+	if lastOnly {
+		first = 1
+	}
 	var all tensor.Tensor
-	for from, n := 0, max(1, len(tokens)*2/3); from < len(tokens); from, n = from+n, 1 {
+	for from, n := 0, first; from < len(tokens); from, n = from+n, 1 {
 		part, err := d.Step(ctx, tokens[from:from+n])
 		if err != nil {
 			return tensor.Tensor{}, err

@@ -48,6 +48,25 @@ func TestExportValidatesDecoding(t *testing.T) {
 	require.Contains(t, stdout, "decoding token by token too")
 }
 
+// A representative of every option; the pairs are in the table of exporter/table.
+func TestExportValidatesEveryOption(t *testing.T) {
+	for _, arguments := range [][]string{
+		{"--operators", "onnxruntime", "--kv-cache"},
+		{"--precision", "bfloat16"},
+		{"--precision", "float16", "--experts", "dense"},
+		{"--last-logits-only", "--sequence-length", "20"},
+		{"--last-logits-only", "--kv-cache"},
+		{"--layers", "2", "--emit-hidden-states", "--emit-block-debug"},
+	} {
+		t.Run(strings.Join(arguments, " "), func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "m.onnx")
+			status, stdout, stderr := runExport(t, append(arguments, "--checkpoint", fixtures.Dir("toy"), "--output", path)...)
+			require.Zero(t, status, stderr)
+			require.Contains(t, stdout, "agrees with the reference")
+		})
+	}
+}
+
 func TestExportRefusesBadInput(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "m.onnx")
@@ -60,6 +79,10 @@ func TestExportRefusesBadInput(t *testing.T) {
 		{"negative length", "--sequence-length: -4", []string{"--checkpoint", toy, "--output", path, "--sequence-length", "-4"}},
 		{"nothing to cache", "nothing to cache", []string{"--checkpoint", toy, "--output", path, "--sequence-length", "1", "--kv-cache"}},
 		{"operators", `--operators: "magic"`, []string{"--checkpoint", toy, "--output", path, "--operators", "magic"}},
+		{"precision", "--precision", []string{"--checkpoint", toy, "--output", path, "--precision", "float8"}},
+		{"layers", "--layers", []string{"--checkpoint", toy, "--output", path, "--layers", "0"}},
+		{"too many layers", "--layers", []string{"--checkpoint", toy, "--output", path, "--layers", "99"}},
+		{"precision of operators", "needs portable operators", []string{"--checkpoint", toy, "--output", path, "--operators", "onnxruntime", "--precision", "bfloat16"}},
 		{"experts", `--experts: "none"`, []string{"--checkpoint", toy, "--output", path, "--experts", "none"}},
 		{"no directory", "--output", []string{"--checkpoint", toy, "--output", filepath.Join(dir, "missing", "m.onnx")}},
 		{"a directory", "is a directory", []string{"--checkpoint", toy, "--output", dir}},

@@ -171,6 +171,16 @@ func TestFixedLengthIsPadded(t *testing.T) {
 	require.ErrorContains(t, err, "6 tokens do not fit a graph of fixed length 5")
 }
 
+func TestLastLogitsOfPaddingAreRefused(t *testing.T) {
+	path, m := toyGraph(t, exporter.Options{SequenceLength: 5, LastLogitsOnly: true})
+	s := open(t, path, Options{})
+	out, err := s.Run(t.Context(), []int32{1, 2, 3, 4, 5})
+	require.NoError(t, err)
+	require.Equal(t, []int{1, m.Config.VocabSize}, out[taps.Logits].Shape)
+	_, err = s.Run(t.Context(), []int32{1, 2, 3})
+	require.ErrorContains(t, err, "give the graph all of its 5")
+}
+
 func TestGraphsThatCannotBeRunAreRefused(t *testing.T) {
 	ids := value("input_ids", exporter.Int64, "T")
 	logits := value("logits", exporter.Float32, "T", 1)
