@@ -6,6 +6,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -80,6 +83,27 @@ func synthetic(c config.Config) *Model {
 	return m
 }
 
+// peak reports the process's largest resident memory since the last call of
+// restart, where Linux says so.
+func peak(b *testing.B) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return
+	}
+	var kilobytes float64
+	if _, after, ok := strings.Cut(string(status), "VmHWM:"); ok {
+		fmt.Sscan(after, &kilobytes)
+		b.ReportMetric(kilobytes/1024, "MiB-peak")
+	}
+}
+
+// restart makes the next peak count from now.
+func restart() {
+	runtime.GC()
+	debug.FreeOSMemory()
+	_ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) // elsewhere the peak counts from the start
+}
+
 // sizeOf returns the bytes of all files in a directory.
 func sizeOf(b *testing.B, directory string) (total int64) {
 	entries, err := os.ReadDir(directory)
@@ -149,10 +173,12 @@ func BenchmarkConvert(b *testing.B) {
 			for b.Loop() {
 				b.StopTimer()
 				require.NoError(b, os.RemoveAll(target))
+				restart()
 				b.StartTimer()
 				require.NoError(b, m.Write(b.Context(), to.layout, target, to.options))
 			}
 			b.SetBytes(sizeOf(b, target))
+			peak(b)
 		})
 		b.Run("cp="+to.name, func(b *testing.B) {
 			size := sizeOf(b, target)
@@ -188,10 +214,12 @@ func BenchmarkConvert(b *testing.B) {
 				for b.Loop() {
 					b.StopTimer()
 					require.NoError(b, os.RemoveAll(back))
+					restart()
 					b.StartTimer()
 					require.NoError(b, got.Write(b.Context(), OpenAI, back, WriteOptions{}))
 				}
 				b.SetBytes(sizeOf(b, back))
+				peak(b)
 			})
 			require.NoError(b, os.RemoveAll(back))
 		}

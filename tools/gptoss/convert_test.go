@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/gptoss-conformance/gptoss/reference/tensor"
 )
 
 const (
@@ -17,16 +19,16 @@ const (
 	layouts    = "../../reference/checkpoint/testdata"
 )
 
-// command runs a command line and returns its status and what it printed.
-func command(t *testing.T, arguments ...string) (status int, stdout, stderr string) {
+// gptoss runs a command line and returns its status and what it printed.
+func gptoss(t *testing.T, arguments ...string) (status int, stdout, stderr string) {
 	var out, errs bytes.Buffer
 	status = run(t.Context(), commands(), arguments, &out, &errs)
 	return status, out.String(), errs.String()
 }
 
-// digestOf runs inspect --json.
-func digestOf(t *testing.T, arguments ...string) string {
-	status, stdout, stderr := command(t, append([]string{"inspect", "--json"}, arguments...)...)
+// inspectedDigest runs inspect --json.
+func inspectedDigest(t *testing.T, arguments ...string) string {
+	status, stdout, stderr := gptoss(t, append([]string{"inspect", "--json"}, arguments...)...)
 	require.Zero(t, status, stderr)
 	var got inspection
 	require.NoError(t, json.Unmarshal([]byte(stdout), &got))
@@ -35,7 +37,7 @@ func digestOf(t *testing.T, arguments ...string) string {
 }
 
 func TestConvertAndInspect(t *testing.T) {
-	want := digestOf(t, toyFixture)
+	want := inspectedDigest(t, toyFixture)
 	for _, test := range []struct {
 		to    string
 		flags []string
@@ -50,23 +52,53 @@ func TestConvertAndInspect(t *testing.T) {
 		{"equinox", []string{"--dtype", "bfloat16"}},
 	} {
 		output := filepath.Join(t.TempDir(), "x")
-		status, stdout, stderr := command(t, append([]string{"convert", "--from", toyFixture, "--to", test.to, "--output", output}, test.flags...)...)
+		status, stdout, stderr := gptoss(t, append([]string{"convert", "--from", toyFixture, "--to", test.to, "--output", output}, test.flags...)...)
 		require.Zero(t, status, stderr)
 		require.Empty(t, stdout)
 		require.Empty(t, stderr, "quiet where there is no terminal")
-		require.Equal(t, want, digestOf(t, output), test)
+		require.Equal(t, want, inspectedDigest(t, output), test)
 
 		cut := filepath.Join(t.TempDir(), "y")
-		status, _, stderr = command(t, "convert", "--from", output, "--to", "openai", "--output", cut, "--layers", "2")
+		status, _, stderr = gptoss(t, "convert", "--from", output, "--to", "openai", "--output", cut, "--layers", "2")
 		require.Zero(t, status, stderr)
-		status, stdout, _ = command(t, "inspect", cut)
+		status, stdout, _ = gptoss(t, "inspect", cut)
 		require.Zero(t, status)
 		require.Contains(t, stdout, "layers             2\n")
 	}
 }
 
+// Every layout gives the same logits to the last bit, in float64 and bfloat16.
+func TestForwardIsTheSameFromEveryLayout(t *testing.T) {
+	logits := func(precision string, arguments ...string) tensor.Tensor {
+		output := filepath.Join(t.TempDir(), "out.safetensors")
+		status, _, stderr := gptoss(t, append([]string{"forward", "--tokens", "1,2,3,4,5,10,0,7", "--precision", precision, "--output", output, "--checkpoint"}, arguments...)...)
+		require.Zero(t, status, stderr)
+		all, err := tensor.ReadSafetensors(output)
+		require.NoError(t, err)
+		require.Contains(t, all, "logits")
+		return all["logits"]
+	}
+	for _, precision := range []string{"float64", "bfloat16"} {
+		want := logits(precision, filepath.Join(layouts, "openai"))
+		for _, arguments := range [][]string{
+			{filepath.Join(layouts, "flax_bfloat16.msgpack")},
+			{filepath.Join(layouts, "flax_chunked.msgpack")},
+			{filepath.Join(layouts, "equinox_bfloat16.eqx"), "--undo-gate-bias"},
+			{filepath.Join(layouts, "equinox_float32.eqx"), "--undo-gate-bias"},
+		} {
+			require.Equal(t, want, logits(precision, arguments...), arguments)
+		}
+		for _, flags := range [][]string{{}, {"--experts", "dense"}, {"--shard-size", "20KB"}} {
+			output := filepath.Join(t.TempDir(), "x")
+			status, _, stderr := gptoss(t, append([]string{"convert", "--from", filepath.Join(layouts, "openai"), "--to", "huggingface", "--output", output}, flags...)...)
+			require.Zero(t, status, stderr)
+			require.Equal(t, want, logits(precision, output), flags)
+		}
+	}
+}
+
 func TestInspectText(t *testing.T) {
-	status, stdout, stderr := command(t, "inspect", filepath.Join(layouts, "openai"))
+	status, stdout, stderr := gptoss(t, "inspect", filepath.Join(layouts, "openai"))
 	require.Zero(t, status, stderr)
 	for _, line := range []string{
 		"layout   openai\n",
@@ -77,21 +109,21 @@ func TestInspectText(t *testing.T) {
 	} {
 		assert.Contains(t, stdout, line)
 	}
-	_, fast, _ := command(t, "inspect", "--no-digest", filepath.Join(layouts, "openai"))
+	_, fast, _ := gptoss(t, "inspect", "--no-digest", filepath.Join(layouts, "openai"))
 	assert.NotContains(t, fast, "digest")
 }
 
 func TestGateBiasIsReportedAndUndone(t *testing.T) {
 	file := filepath.Join(layouts, "equinox_bfloat16.eqx")
-	status, _, stderr := command(t, "inspect", file)
+	status, _, stderr := gptoss(t, "inspect", file)
 	require.Zero(t, status)
 	require.Contains(t, stderr, "gptoss: note: ")
-	require.Equal(t, digestOf(t, filepath.Join(layouts, "openai")), digestOf(t, file, "--undo-gate-bias"))
+	require.Equal(t, inspectedDigest(t, filepath.Join(layouts, "openai")), inspectedDigest(t, file, "--undo-gate-bias"))
 }
 
 func TestConvertRefuses(t *testing.T) {
 	wide := filepath.Join(t.TempDir(), "wide.msgpack")
-	status, _, stderr := command(t, "convert", "--from", toyFixture, "--to", "flax", "--output", wide)
+	status, _, stderr := gptoss(t, "convert", "--from", toyFixture, "--to", "flax", "--output", wide)
 	require.Zero(t, status, stderr)
 	bundle, err := os.ReadFile(wide)
 	require.NoError(t, err)
@@ -127,7 +159,7 @@ func TestConvertRefuses(t *testing.T) {
 			} else {
 				arguments = append(arguments, "--from", toyFixture, "--to", "flax")
 			}
-			status, stdout, stderr := command(t, arguments...)
+			status, stdout, stderr := gptoss(t, arguments...)
 			require.Equal(t, exitInput, status)
 			require.Empty(t, stdout)
 			require.Contains(t, stderr, test.want)
@@ -139,12 +171,12 @@ func TestConvertRefuses(t *testing.T) {
 		})
 	}
 	t.Run("over itself", func(t *testing.T) {
-		status, _, stderr := command(t, "convert", "--from", wide, "--to", "flax", "--output", wide)
+		status, _, stderr := gptoss(t, "convert", "--from", wide, "--to", "flax", "--output", wide)
 		require.Equal(t, exitInput, status)
 		require.Contains(t, stderr, "--output is what --from reads")
 	})
 	t.Run("rounded when asked", func(t *testing.T) {
-		status, _, stderr := command(t, "convert", "--from", odd, "--to", "openai", "--quantize", "--output", filepath.Join(t.TempDir(), "x"))
+		status, _, stderr := gptoss(t, "convert", "--from", odd, "--to", "openai", "--quantize", "--output", filepath.Join(t.TempDir(), "x"))
 		require.Zero(t, status, stderr)
 	})
 }

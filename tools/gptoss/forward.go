@@ -30,6 +30,7 @@ type forwardOptions struct {
 // forwardCommand runs a model and stores its taps.
 func forwardCommand() *cobra.Command {
 	var o forwardOptions
+	var read *checkpoint.Options
 	command := &cobra.Command{
 		Use:   "forward --checkpoint PATH --tokens IDS --output OUT.safetensors",
 		Short: "Run a model on tokens and store its logits and other taps",
@@ -43,11 +44,12 @@ checkpoint then says what shapes to expect.`,
   gptoss forward --checkpoint DIR --tokens ids.json --backend onnxruntime --onnx m.onnx --output out.safetensors`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return forward(cmd.Context(), o, cmd.Flags().Changed("precision"), cmd.ErrOrStderr())
+			open := func() (*checkpoint.Model, error) { return openCheckpoint(cmd, o.checkpoint, read) }
+			return forward(cmd.Context(), o, open, cmd.Flags().Changed("precision"), cmd.ErrOrStderr())
 		},
 	}
 	flags := command.Flags()
-	flags.StringVar(&o.checkpoint, "checkpoint", "", "checkpoint in OpenAI's or Hugging Face's layout")
+	flags.StringVar(&o.checkpoint, "checkpoint", "", "checkpoint in any layout")
 	flags.StringVar(&o.tokens, "tokens", "", "ids separated by commas, or a file with a JSON array of ids")
 	flags.StringVar(&o.precision, "precision", string(reference.Float32), "arithmetic of the reference: float64, float32 or bfloat16")
 	flags.StringVar(&o.backend, "backend", backendReference, "reference or onnxruntime")
@@ -59,6 +61,7 @@ checkpoint then says what shapes to expect.`,
 			panic(err) // the flag was defined above
 		}
 	}
+	read = checkpointFlags(command)
 	return command
 }
 
@@ -70,7 +73,7 @@ const (
 	tapsNone           = "none"
 )
 
-func forward(ctx context.Context, o forwardOptions, precisionGiven bool, stderr io.Writer) error {
+func forward(ctx context.Context, o forwardOptions, open func() (*checkpoint.Model, error), precisionGiven bool, stderr io.Writer) error {
 	precision, err := o.arithmetic(precisionGiven)
 	if err != nil {
 		return err
@@ -82,7 +85,7 @@ func forward(ctx context.Context, o forwardOptions, precisionGiven bool, stderr 
 	if err := writableDirectory(o.output); err != nil {
 		return err
 	}
-	model, err := checkpoint.Open(o.checkpoint)
+	model, err := open()
 	if err != nil {
 		return err
 	}
