@@ -203,13 +203,13 @@ func TestWriteRefuses(t *testing.T) {
 		options WriteOptions
 		want    string
 	}{
-		{"no MXFP4", OpenAI, func(m *Model) { m.Blocks[1].MLP2[2].(Dense).Data[64*32-1] = 5 }, WriteOptions{}, `tensor "block.1.mlp.mlp2_weight.blocks" can't hold the source exactly: expert 2, row 63, group 0 is no MXFP4`},
-		{"no MXFP4 for Hugging Face", HuggingFace, func(m *Model) { m.Blocks[0].MLP1[0].(Dense).Data[40] = 1e30 }, WriteOptions{}, `gate_up_proj_blocks" can't hold the source exactly: expert 0, row 0, group 1`},
+		{"no MXFP4", OpenAI, func(m *Model) { decodedValues(m.Blocks[1].MLP2[2]).Data[64*32-1] = 5 }, WriteOptions{}, `tensor "block.1.mlp.mlp2_weight.blocks" can't hold the source exactly: expert 2, row 63, group 0 is no MXFP4`},
+		{"no MXFP4 for Hugging Face", HuggingFace, func(m *Model) { decodedValues(m.Blocks[0].MLP1[0]).Data[40] = 1e30 }, WriteOptions{}, `gate_up_proj_blocks" can't hold the source exactly: expert 0, row 0, group 1`},
 		{"no bfloat16", Flax, func(m *Model) { m.Embedding.(Dense).Data[5] = odd }, WriteOptions{DType: tensor.BF16}, `tensor "embedding/embedding" has values that bfloat16 can't hold`},
 		{"no bfloat16, transposed", Flax, func(m *Model) { m.Unembedding.(Dense).Data[5] = odd }, WriteOptions{DType: tensor.BF16}, `tensor "unembedding/kernel" has values that bfloat16 can't hold`},
 		{"no float16", Flax, func(m *Model) { m.Embedding.(Dense).Data[5] = 1e6 }, WriteOptions{DType: tensor.F16}, `float16 can't hold`},
 		{"NaN", HuggingFace, func(m *Model) { m.Blocks[0].Out.(Dense).Data[3] = float32(math.NaN()) }, WriteOptions{}, "is not finite"},
-		{"NaN in an expert", OpenAI, func(m *Model) { m.Blocks[0].MLP1[1].(Dense).Data[3] = float32(math.Inf(1)) }, WriteOptions{}, "is not finite"},
+		{"NaN in an expert", OpenAI, func(m *Model) { decodedValues(m.Blocks[0].MLP1[1]).Data[3] = float32(math.Inf(1)) }, WriteOptions{}, "is not finite"},
 		{"another epsilon", OpenAI, func(m *Model) { m.Config.NormEpsilon = 1e-6 }, WriteOptions{}, "rms_norm_eps"},
 		{"another epsilon in Flax", Flax, func(m *Model) { m.Config.NormEpsilon = 1e-6 }, WriteOptions{}, "rms_norm_eps"},
 		{"another pattern", Equinox, func(m *Model) { m.Config.Sliding = []bool{true, true} }, WriteOptions{}, "layer 1"},
@@ -288,10 +288,10 @@ func TestWriteKeepsWhatItCan(t *testing.T) {
 	})
 	t.Run("rounded with Quantize", func(t *testing.T) {
 		m := altered(t, func(m *Model) {
-			row := m.Blocks[0].MLP1[0].(Dense).Data[:32]
+			row := decodedValues(m.Blocks[0].MLP1[0]).Data[:32]
 			clear(row)
 			copy(row, []float32{6, 5, 3.5, 2.5, -1.75, 0.25, 0.75, -0.2, 7.9})
-			m.Blocks[0].MLP1[0].(Dense).Data[32] = 1e-45 // the smallest float32: rounds away
+			decodedValues(m.Blocks[0].MLP1[0]).Data[32] = 1e-45 // the smallest float32: rounds away
 		})
 		path := filepath.Join(t.TempDir(), "x")
 		require.NoError(t, m.Write(t.Context(), OpenAI, path, WriteOptions{Quantize: true}))
@@ -673,4 +673,12 @@ func FuzzEquinox(f *testing.F) {
 			require.Len(t, m.Blocks, 2)
 		}
 	})
+}
+
+// decodedValues is an expert's decoded matrix, to be changed in place.
+func decodedValues(m Matrix) Dense {
+	if u, ok := m.(unpacked); ok {
+		m = u.Matrix
+	}
+	return m.(Dense)
 }

@@ -37,6 +37,18 @@ func decodeAll(all []Matrix) []Matrix {
 	out := make([]Matrix, len(all))
 	for i, m := range all {
 		out[i] = decode(m)
+		if packed, ok := m.(MXFP4); ok {
+			packed.Blocks, packed.Scales = slices.Clone(packed.Blocks), slices.Clone(packed.Scales)
+			out[i] = unpacked{out[i], packed}
+		}
 	}
 	return out
+}
+
+// unpacked is a decoded matrix with the bytes that it was decoded from. The same
+// values may be packed in several ways, and whoever misreads bytes makes
+// different mistakes with each.
+type unpacked struct {
+	Matrix
+	packed MXFP4
 }

@@ -1,11 +1,14 @@
 package checkpoint
 
-// Pack returns a matrix in MXFP4 with the same values: as it is if it is packed
-// already, else canonically encoded (see encodeMXFP4). It reports false if its
+// Pack returns a matrix in MXFP4 with the same values: as the checkpoint has
+// it if it is packed there, else canonically encoded (see encodeMXFP4). It reports false if its
 // values or its width don't allow that.
 func Pack(m Matrix) (MXFP4, bool) {
-	if packed, ok := m.(MXFP4); ok {
-		return packed, true
+	switch m := m.(type) {
+	case MXFP4:
+		return m, true
+	case unpacked:
+		return m.packed, true
 	}
 	rows, cols := m.Dims()
 	if cols%groupValues != 0 {

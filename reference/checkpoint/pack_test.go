@@ -5,6 +5,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/gptoss-conformance/gptoss/fixtures"
 )
 
 // The codes of a group whose largest code is 6 are canonical: they come back.
@@ -36,4 +38,26 @@ func TestPackRefuses(t *testing.T) {
 	assert.False(t, ok, "a value between two codes")
 	_, ok = Pack(Dense{RowCount: 1, ColCount: groupValues - 1, Data: values})
 	assert.False(t, ok, "a width that is no multiple of 32")
+}
+
+// A model that was decoded still knows its bytes, where other bytes have the same
+// values.
+func TestPackAfterDensify(t *testing.T) {
+	m, err := Open(fixtures.Dir("edge"))
+	require.NoError(t, err)
+	defer m.Close()
+	canonical := 0
+	for i, block := range m.Densify(1 << 30).Blocks {
+		for e := range block.MLP1 {
+			packed, ok := Pack(block.MLP1[e])
+			require.True(t, ok)
+			assert.Equal(t, m.Blocks[i].MLP1[e], packed)
+			again, ok := Pack(decode(block.MLP1[e]))
+			require.True(t, ok)
+			if assert.ObjectsAreEqual(packed, again) {
+				canonical++
+			}
+		}
+	}
+	assert.Zero(t, canonical, "the fixture has no group that can be packed in another way")
 }
