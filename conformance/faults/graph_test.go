@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gptoss-conformance/gptoss/conformance"
 	"github.com/gptoss-conformance/gptoss/conformance/backends/onnxruntime"
 	"github.com/gptoss-conformance/gptoss/conformance/faults"
 	"github.com/gptoss-conformance/gptoss/exporter"
@@ -17,6 +18,19 @@ import (
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 	"github.com/gptoss-conformance/gptoss/reference/taps"
 )
+
+// TestStages: a fault is filed under the stage that the judge has for its tap.
+func TestStages(t *testing.T) {
+	for _, f := range faults.All() {
+		for _, form := range append([]faults.Fault{f}, f.Variants...) {
+			want := conformance.StageOf(form.Tap)
+			if form.Cached {
+				want = "generation"
+			}
+			assert.Equal(t, want, form.Stage, f.ID)
+		}
+	}
+}
 
 // shows is how much a fault must change the logits of a fixture, of their rms, to
 // be looked for there: a thousand times what rounding in float32 does.
