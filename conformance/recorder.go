@@ -52,16 +52,17 @@ type RunRecord struct {
 	FirstDivergence string   `json:"first_divergence,omitempty"`
 	Unexercised     []string `json:"unexercised,omitempty"` // what this input cannot show
 	// Errors are the largest absolute differences from the float64 goldens of
-	// the whole run, for people who know figures of that kind. They decide nothing.
-	Errors *AbsoluteErrors `json:"errors,omitempty"`
+	// the whole run, by group of taps, for people who know figures of that kind.
+	// They decide nothing.
+	Errors map[string]Number `json:"errors,omitempty"`
 }
 
-// AbsoluteErrors groups the taps as jax2onnx's harness does.
-type AbsoluteErrors struct {
-	Logits       float64 `json:"logits"`
-	HiddenStates float64 `json:"hidden_states"`
-	BlockDebug   float64 `json:"block_debug"`
-}
+// Groups of taps as jax2onnx's harness has them.
+const (
+	GroupLogits       = "logits"
+	GroupHiddenStates = "hidden states"
+	GroupBlockDebug   = "block debug"
+)
 
 // Recorder collects cases and runs. It is safe for concurrent use, and a nil
 // Recorder records nothing.

@@ -270,12 +270,12 @@ func ReadReport(path string) (Report, error) {
 	return r, nil
 }
 
-// number is a float64 in JSON, which has no NaN and no infinities: those are
-// strings.
-type number float64
+// Number is a float64 that may be NaN or infinite, which JSON cannot say: those
+// are strings there.
+type Number float64
 
 // MarshalJSON writes NaN, +Inf and -Inf as strings.
-func (n number) MarshalJSON() ([]byte, error) {
+func (n Number) MarshalJSON() ([]byte, error) {
 	v := float64(n)
 	if math.IsNaN(v) || math.IsInf(v, 0) {
 		return json.Marshal(strconv.FormatFloat(v, 'g', -1, 64))
@@ -284,25 +284,25 @@ func (n number) MarshalJSON() ([]byte, error) {
 }
 
 // UnmarshalJSON reads what MarshalJSON writes.
-func (n *number) UnmarshalJSON(text []byte) error {
+func (n *Number) UnmarshalJSON(text []byte) error {
 	v, err := strconv.ParseFloat(strings.Trim(string(text), `"`), 64)
-	*n = number(v)
+	*n = Number(v)
 	return err
 }
 
-// The JSON of a finding, of its worst element and of absolute errors has
-// numbers that may be NaN or infinite. Embedding under another type keeps the
+// The JSON of a finding and of its worst element has numbers that may be NaN or
+// infinite. Embedding under another type keeps the
 // other fields as they are; the outer field of the same name wins.
 type plainFinding Finding
 
 type findingJSON struct {
 	plainFinding
-	Ratio number `json:"ratio"`
+	Ratio Number `json:"ratio"`
 }
 
 // MarshalJSON stores a ratio that is not finite as a string.
 func (f Finding) MarshalJSON() ([]byte, error) {
-	return json.Marshal(findingJSON{plainFinding(f), number(f.Ratio)})
+	return json.Marshal(findingJSON{plainFinding(f), Number(f.Ratio)})
 }
 
 // UnmarshalJSON reads what MarshalJSON writes.
@@ -318,14 +318,14 @@ func (f *Finding) UnmarshalJSON(text []byte) error {
 
 type worstJSON struct {
 	Index []int  `json:"index"`
-	Got   number `json:"got"`
-	Want  number `json:"want"`
-	Bound number `json:"bound"`
+	Got   Number `json:"got"`
+	Want  Number `json:"want"`
+	Bound Number `json:"bound"`
 }
 
 // MarshalJSON stores numbers that are not finite as strings.
 func (w Worst) MarshalJSON() ([]byte, error) {
-	return json.Marshal(worstJSON{w.Index, number(w.Got), number(w.Want), number(w.Bound)})
+	return json.Marshal(worstJSON{w.Index, Number(w.Got), Number(w.Want), Number(w.Bound)})
 }
 
 // UnmarshalJSON reads what MarshalJSON writes.
@@ -333,24 +333,5 @@ func (w *Worst) UnmarshalJSON(text []byte) error {
 	var j worstJSON
 	err := json.Unmarshal(text, &j)
 	*w = Worst{j.Index, float64(j.Got), float64(j.Want), float64(j.Bound)}
-	return err
-}
-
-type errorsJSON struct {
-	Logits       number `json:"logits"`
-	HiddenStates number `json:"hidden_states"`
-	BlockDebug   number `json:"block_debug"`
-}
-
-// MarshalJSON stores numbers that are not finite as strings.
-func (e AbsoluteErrors) MarshalJSON() ([]byte, error) {
-	return json.Marshal(errorsJSON{number(e.Logits), number(e.HiddenStates), number(e.BlockDebug)})
-}
-
-// UnmarshalJSON reads what MarshalJSON writes.
-func (e *AbsoluteErrors) UnmarshalJSON(text []byte) error {
-	var j errorsJSON
-	err := json.Unmarshal(text, &j)
-	*e = AbsoluteErrors{float64(j.Logits), float64(j.HiddenStates), float64(j.BlockDebug)}
 	return err
 }

@@ -47,12 +47,12 @@ func sampleReport(t *testing.T) conformance.Report {
 	r.Case(conformance.Case{Stage: "rope", Implementation: "gamma", Fixture: "toy", Prompt: "full", Verdict: conformance.Unsupported, Reason: "no tap"})
 	r.Run(conformance.RunRecord{
 		Implementation: "alpha", Fixture: "toy", Prompt: "full", Tokens: 40, Verdict: conformance.Pass,
-		Errors: &conformance.AbsoluteErrors{Logits: 1.2e-6, HiddenStates: 3e-6, BlockDebug: 4e-6},
+		Errors: map[string]conformance.Number{"logits": 1.2e-6, "hidden states": 3e-6, "block debug": 4e-6},
 	})
 	r.Run(conformance.RunRecord{
 		Implementation: "beta", Fixture: "toy", Prompt: "full", Tokens: 40, Verdict: conformance.Fail, FirstDivergence: "block_0.q_rot",
 		Unexercised: []string{"the sliding window (40 tokens, window 128)"},
-		Errors:      &conformance.AbsoluteErrors{Logits: math.NaN(), HiddenStates: 3e-2, BlockDebug: 4},
+		Errors:      map[string]conformance.Number{"logits": conformance.Number(math.NaN()), "hidden states": 3e-2},
 	})
 	report := r.Report(conformance.About{
 		Suite: "v1.0.0", Command: "go test ./conformance", Date: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),

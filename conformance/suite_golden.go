@@ -194,16 +194,16 @@ func goldenBounds(name string, want []float64) []float64 {
 	return slices.Repeat([]float64{bound}, len(want))
 }
 
-// errors are a subject's largest absolute differences from the golden, nil if
-// it has no tap that the golden has. Where a token's experts differ, so do the
-// slots of its per-expert taps: those are left out.
-func (t *truth) errors(results map[string]tensor.Tensor) (*AbsoluteErrors, error) {
+// errors are a subject's largest absolute differences from the golden, for the
+// groups of taps that both have. Where a token's experts differ, so do the slots
+// of its per-expert taps: those are left out.
+func (t *truth) errors(results map[string]tensor.Tensor) (map[string]Number, error) {
 	pairs, err := t.pairs(results)
-	if err != nil || len(pairs) == 0 {
+	if err != nil {
 		return nil, err
 	}
-	var largest AbsoluteErrors
-	rerouted := map[int]map[int]bool{} // layer, token
+	largest := map[string]Number{}
+	rerouted := map[[2]int]bool{} // layer, token
 	for _, p := range pairs {
 		layer, name := taps.Split(p.name)
 		width := len(p.got) / len(p.tokens)
@@ -211,31 +211,26 @@ func (t *truth) errors(results map[string]tensor.Tensor) (*AbsoluteErrors, error
 		for i, token := range p.tokens {
 			got, want := p.got[i*width:][:width], p.want[i*width:][:width]
 			if name == taps.ExpertIndices {
-				if !slices.Equal(got, want) {
-					if rerouted[layer] == nil {
-						rerouted[layer] = map[int]bool{}
-					}
-					rerouted[layer][token] = true
-				}
+				rerouted[[2]int{layer, token}] = !slices.Equal(got, want)
 				continue
 			}
-			if perSlot(name) && rerouted[layer][token] {
+			if perSlot(name) && rerouted[[2]int{layer, token}] {
 				continue
 			}
 			for j, g := range got {
 				worst = math.Max(worst, math.Abs(g-want[j]))
 			}
 		}
+		group := GroupBlockDebug
 		switch {
 		case name == taps.Logits:
-			largest.Logits = worst
+			group = GroupLogits
 		case layer < 0 || slices.Contains(taps.HiddenStates, name):
-			largest.HiddenStates = math.Max(largest.HiddenStates, worst)
-		default:
-			largest.BlockDebug = math.Max(largest.BlockDebug, worst)
+			group = GroupHiddenStates
 		}
+		largest[group] = Number(math.Max(float64(largest[group]), worst))
 	}
-	return &largest, nil
+	return largest, nil
 }
 
 // perSlot reports whether a tap's second axis is the chosen experts.
