@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"runtime"
 	"slices"
@@ -70,7 +71,7 @@ func (f fit) explains() bool { return f.ratio <= 1 }
 func (j *judging) hypotheses() []hypothesis {
 	var list []hypothesis
 	for _, f := range j.options.Catalogue {
-		if f.Cached && j.options.Prefill == 0 {
+		if f.Cached && len(j.options.Chunks) == 0 {
 			continue
 		}
 		for _, variant := range append([]faults.Fault{f}, f.Variants...) {
@@ -143,7 +144,7 @@ func (j *judging) diagnoseStages(failed []string) (*Diagnosis, error) {
 			fits = append(fits, j.fitWhole(h, failed, spreads))
 		}
 	}
-	if d := bestOf(fits, "taps"); d != nil {
+	if d := bestOf(append(fits, j.refitStage(singles, first, failed, spreads)...), "taps"); d != nil {
 		return d, j.ctx.Err()
 	}
 	fits = nil
@@ -154,6 +155,56 @@ func (j *judging) diagnoseStages(failed []string) (*Diagnosis, error) {
 		return d, j.ctx.Err()
 	}
 	return &Diagnosis{From: "taps", Remaining: math.Inf(1)}, j.ctx.Err()
+}
+
+// refitStage measures the hypotheses that come nearest at the first failing tap
+// by the spread of their own perturbed runs from the subject's taps: a fault may
+// round where the right stage has nothing to round, and the derived bound knows
+// nothing of that.
+func (j *judging) refitStage(singles []hypothesis, first []fit, failed []string, spreads map[string]spread) []fit {
+	if taps.Integer(failed[0]) || slices.ContainsFunc(first, fit.explains) {
+		return nil
+	}
+	right := j.fit(hypothesis{model: j.model}, failed[:1], spreads)
+	var fits []fit
+	for _, i := range nearest(first) {
+		if first[i].rms > right.rms/2 {
+			continue // not nearer than the right model: no spread makes that an explanation
+		}
+		own := maps.Clone(spreads)
+		if own == nil {
+			own = map[string]spread{}
+		}
+		for _, name := range failed {
+			if !taps.Integer(name) {
+				own[name] = j.ownSpread(singles[i], name)
+			}
+		}
+		fits = append(fits, j.fitWhole(singles[i], failed, own))
+	}
+	return fits
+}
+
+// ownSpread is the spread of a faulty model's perturbed runs at a tap, from the
+// subject's own taps.
+func (j *judging) ownSpread(h hypothesis, name string) spread {
+	want := known(newEvaluation(j.ctx, &h.model, j.tokens), j.subject).compute(name)
+	var own spread
+	for seed := range j.options.Samples {
+		run := sample(j.ctx, j.model.Weights, j.tokens, j.subject, j.subject, seed, h.faults...)
+		own = own.including(rowErrorsOf(run.real(name), want, len(j.tokens)))
+	}
+	return own
+}
+
+// nearest returns the indices of the best fits, whether or not they explain.
+func nearest(fits []fit) []int {
+	order := make([]int, len(fits))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(fits[a].rms, fits[b].rms) })
+	return order[:min(refitted, len(order))]
 }
 
 // pairsFor proposes pairs. If some faults explain the first failing tap alone, a
@@ -249,8 +300,7 @@ func (j *judging) fit(h hypothesis, names []string, spreads map[string]spread) f
 	var squares, count float64
 	for _, name := range names {
 		if j.ctx.Err() != nil || result.ratio > 1 {
-			result.ratio = math.Inf(1)
-			return result
+			break // it does not explain the subject, whatever the other taps say
 		}
 		if taps.Integer(name) {
 			result.ratio = max(result.ratio, j.routingRatio(h, e, name))
@@ -451,13 +501,8 @@ func (j *judging) refit(list []hypothesis, fits []fit, out *outcome) []fit {
 	if slices.ContainsFunc(fits, fit.explains) {
 		return fits
 	}
-	order := make([]int, len(fits))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(fits[a].rms, fits[b].rms) })
 	right := j.fitRuns([]hypothesis{{model: j.model}}, out, len(j.tokens))[0]
-	for _, i := range order[:min(refitted, len(order))] {
+	for _, i := range nearest(fits) {
 		h := list[i]
 		if h.cached() || j.ctx.Err() != nil || fits[i].rms > right.rms/2 {
 			continue // a wide spread excuses much, but not being no nearer than the right model
@@ -487,23 +532,26 @@ func (j *judging) runOf(h hypothesis, tokens int) *evaluation[float64] {
 			e.integers[taps.Block(layer, taps.ExpertIndices)] = indices
 		}
 	}
-	if j.options.Prefill > 0 && h.cached() {
-		e.reals[taps.Logits] = decoded(j.ctx, h.model, j.tokens[:tokens], j.options.Prefill)
+	if h.cached() {
+		e.reals[taps.Logits] = decoded(j.ctx, h.model, j.tokens[:tokens], j.options.Chunks)
 	}
 	return e
 }
 
-// decoded runs a model with a KV cache: the first tokens together, the others one
-// by one. Only a context that is done makes it come out short.
-func decoded(ctx context.Context, m reference.Model[float64], tokens []int32, prefill int) []float64 {
+// decoded runs a model with a KV cache, so many tokens at a time. If the context
+// ends meanwhile, what is missing is zero, and nobody looks at it.
+func decoded(ctx context.Context, m reference.Model[float64], tokens []int32, chunks []int) []float64 {
 	var cache reference.Cache[float64]
-	var logits []float64
-	for from, to := 0, min(prefill, len(tokens)); from < len(tokens); from, to = to, to+1 {
+	vocab := m.Weights.Config.VocabSize
+	logits := make([]float64, 0, len(tokens)*vocab)
+	for i, from := 0, 0; from < len(tokens); i++ {
+		to := min(from+max(1, chunks[min(i, len(chunks)-1)]), len(tokens))
 		step, err := m.Forward(ctx, tokens[from:to], &cache, reference.Observer[float64]{})
 		if err != nil {
-			return make([]float64, len(tokens)*m.Weights.Config.VocabSize)
+			return logits[:len(tokens)*vocab]
 		}
 		logits = append(logits, step...)
+		from = to
 	}
 	return logits
 }

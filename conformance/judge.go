@@ -22,9 +22,10 @@ type JudgeOptions struct {
 	// free-running taps: what independent implementations need on this very
 	// checkpoint and prompt.
 	Budget Budget
-	// Prefill says that the subject ran with a KV cache: so many tokens together,
-	// then one at a time. 0 means that it ran all tokens together.
-	Prefill int
+	// Chunks says that the subject ran with a KV cache, and how many tokens it was
+	// given at a time; the last number repeats ({16, 1}: a prompt of 16, then token
+	// by token). None means that it ran all tokens together, without a cache.
+	Chunks []int
 	// Memory, if it is not nil, is shared by the judgements of several subjects on
 	// the same prompts.
 	Memory *Memory

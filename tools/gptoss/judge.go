@@ -162,7 +162,7 @@ status is 0 for pass and partial, 1 for fail, 2 for an error.`,
 		},
 	}
 	subject.register(command)
-	command.Flags().IntVar(&options.Prefill, "prefill", 0, "the subject ran with a KV cache: so many tokens together, then one at a time")
+	command.Flags().IntSliceVar(&options.Chunks, "chunks", nil, "the subject ran with a KV cache, so many tokens at a time; the last number repeats: 16,1")
 	command.Flags().StringVar(&output, "json", "", "also write the whole verdict to this file")
 	return command
 }
