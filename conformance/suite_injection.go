@@ -88,11 +88,12 @@ func starts(p reference.Precision, dtype tensor.DType) bool {
 
 func (s *Suite) injectedCase(implementation Implementation, runner StageRunner, g golden.Case, in injection) Case {
 	precision := implementation.Precision()
+	stage := StageOf(in.full()) // a case of one stage may hold another's on the way
 	c := Case{
-		Stage: g.Stage, Implementation: implementation.Name(), Precision: precision,
+		Stage: stage, Implementation: implementation.Name(), Precision: precision,
 		Fixture: injectedFixture, Prompt: g.Name, Verdict: Pass,
 	}
-	if slices.Contains(s.options.Skip, g.Stage) {
+	if slices.Contains(s.options.Skip, stage) {
 		c.Verdict, c.Reason = Skipped, "as the options ask"
 		return c
 	}
@@ -120,7 +121,7 @@ func (s *Suite) injectedCase(implementation Implementation, runner StageRunner, 
 		c.Verdict, c.Reason = Error, err.Error()
 		return c
 	}
-	f.Stage, f.From = g.Stage, []string{g.File}
+	f.Stage, f.From = stage, []string{g.File}
 	c.Findings, c.Verdict = []Finding{f}, f.Verdict
 	return c
 }
