@@ -17,6 +17,8 @@ func commands() []*cobra.Command {
 	return []*cobra.Command{
 		inspectCommand(),
 		forwardCommand(),
+		exportCommand(),
+		compareCommand(),
 		judgeCommand(),
 		routingCommand(),
 		reportCommand(),
