@@ -28,7 +28,8 @@ golden: oracles ## Make the fixtures and all goldens again (5 minutes)
 	go test ./tools/gptoss -run TestProbeTranscripts -update
 
 # Makes every golden elsewhere and compares (the bounds are in golden_check.py),
-# then loads each fixture, converted to every layout, with that layout's own loader.
+# loads each fixture, converted to every layout, with that layout's own loader, and
+# probes all implementations on a checkpoint that is no fixture.
 CONVERTED := build/converted
 .PHONY: golden-check
 golden-check: oracles ## Make all goldens elsewhere and compare; load converted fixtures in the real implementations
@@ -41,6 +42,7 @@ golden-check: oracles ## Make all goldens elsewhere and compare; load converted 
 		$(ORACLES_PYTHON) tools/oracles/layouts.py fixtures/$$fixture \
 			$(CONVERTED)/$$fixture/huggingface $(CONVERTED)/$$fixture/flax $(CONVERTED)/$$fixture/equinox || exit 1; \
 	done
+	go test -tags oracles -timeout 60m ./tools/gptoss -run Oracle
 
 # onnxruntime-genai's exporter, which shares the oracles' packages.
 GENAI := build/genai
