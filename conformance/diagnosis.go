@@ -144,7 +144,10 @@ func (j *judging) diagnoseStages(failed []string) (*Diagnosis, error) {
 			fits = append(fits, j.fitWhole(h, failed, spreads))
 		}
 	}
-	if d := bestOf(append(fits, j.refitStage(singles, first, failed, spreads)...), "taps"); d != nil {
+	if !slices.ContainsFunc(fits, fit.explains) {
+		fits = j.refitStage(singles, first, failed, spreads)
+	}
+	if d := bestOf(fits, "taps"); d != nil {
 		return d, j.ctx.Err()
 	}
 	fits = nil
@@ -162,7 +165,7 @@ func (j *judging) diagnoseStages(failed []string) (*Diagnosis, error) {
 // round where the right stage has nothing to round, and the derived bound knows
 // nothing of that.
 func (j *judging) refitStage(singles []hypothesis, first []fit, failed []string, spreads map[string]spread) []fit {
-	if taps.Integer(failed[0]) || slices.ContainsFunc(first, fit.explains) {
+	if taps.Integer(failed[0]) {
 		return nil
 	}
 	right := j.fit(hypothesis{model: j.model}, failed[:1], spreads)
