@@ -3,6 +3,7 @@ package reference
 import (
 	"math"
 	"math/big"
+	"sync"
 
 	"github.com/gptoss-conformance/gptoss/reference/config"
 	"github.com/gptoss-conformance/gptoss/reference/kernel"
@@ -58,11 +59,23 @@ func RampBounds(c config.Config) (low, high float64) {
 	return low, high
 }
 
+// powers remembers what fractionalPower has computed: every layer needs the same
+// few numbers, in decoding for every token.
+var powers sync.Map // of power to float64
+
+type power struct {
+	base float64
+	i, n int
+}
+
 // fractionalPower returns base^(i/n) rounded once to float64. math.Pow is off
 // by several units in the last place, and at position 131,071 every unit of a
 // frequency is 131,071 units of the angle; so the n-th root of base^i is found
 // by Newton's method in 160 bits.
 func fractionalPower(base float64, i, n int) float64 {
+	if known, ok := powers.Load(power{base, i, n}); ok {
+		return known.(float64)
+	}
 	const bits = 160
 	seed := math.Pow(base, float64(i)/float64(n))
 	target := integerPower(new(big.Float).SetPrec(bits).SetFloat64(base), i)
@@ -77,6 +90,7 @@ func fractionalPower(base float64, i, n int) float64 {
 		root.Sub(root, residual.Quo(residual, slope))
 	}
 	nearest, _ := root.Float64()
+	powers.Store(power{base, i, n}, nearest)
 	return nearest
 }
 
