@@ -1,7 +1,6 @@
 # `make help` lists the targets.
 
 BUILD    := build
-VERSION  := $(shell git describe --always --dirty --tags 2>/dev/null)
 PACKAGES := ./...
 # What runs goroutines of its own, and is fast enough under the race detector.
 RACED    := ./internal/... ./reference/... ./fixtures/... ./conformance/backends/... ./tools/gptoss
@@ -43,7 +42,7 @@ test: onnxruntime ## Run every check: gofmt, vet, staticcheck, all tests, the ra
 .PHONY: build
 build: onnxruntime ## Make build/gptoss
 	@mkdir -p $(BUILD)
-	go build -ldflags "-X main.version=$(VERSION)" -o $(BUILD)/gptoss ./tools/gptoss
+	go build -o $(BUILD)/gptoss ./tools/gptoss
 
 .PHONY: bench
 bench: onnxruntime ## Run the benchmarks

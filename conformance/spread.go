@@ -144,8 +144,8 @@ func jittered[F reference.Float](e *evaluation[F], from *observed, seed int) *ev
 func sourceOf[F reference.Float](e *evaluation[F]) source {
 	return source{
 		real: func(full string) []float64 {
-			value, isKnown := e.reals[full]
-			if isKnown { // the subject's own value: compute what it should have been
+			var value []F
+			if _, isKnown := e.reals[full]; isKnown { // the subject's own value: compute what it should have been
 				value = e.compute(full)
 			} else {
 				value = e.real(full)
