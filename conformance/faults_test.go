@@ -61,11 +61,11 @@ type engine struct {
 func faultyEngines() []engine {
 	return []engine{
 		{"reference-float32", reference.Float32, func(t *testing.T, f faults.Fault, p *proving) map[string]tensor.Tensor {
-			return tapsOf(t, faults.Apply(f, reference.New(p.weights, reference.Single())), p.tokens, tensor.FromFloat32s)
+			return tapsOf(t, faults.Apply(f, reference.New(p.weights, reference.Single())), p.tokens)
 		}},
 		{"reference-bfloat16", reference.BFloat16, func(t *testing.T, f faults.Fault, p *proving) map[string]tensor.Tensor {
 			arithmetic := reference.Short(reference.BFloat16.Format())
-			return tapsOf(t, faults.Apply(f, reference.New(p.weights, arithmetic)), p.tokens, tensor.FromFloat64s)
+			return tapsOf(t, faults.Apply(f, reference.New(p.weights, arithmetic)), p.tokens)
 		}},
 		{"onnxruntime-float32", reference.Float32, graphTaps},
 	}
@@ -120,8 +120,8 @@ func requireNamed(t *testing.T, f faults.Fault, p *proving, v *conformance.Verdi
 // than rounding, in whole runs.
 func firstDifference(t *testing.T, f faults.Fault, p *proving) string {
 	t.Helper()
-	right := tapsOf(t, reference.New(p.weights, reference.Exact()), p.tokens, tensor.FromFloat64s)
-	wrong := tapsOf(t, faults.Apply(f, reference.New(p.weights, reference.Exact())), p.tokens, tensor.FromFloat64s)
+	right := tapsOf(t, reference.New(p.weights, reference.Exact()), p.tokens)
+	wrong := tapsOf(t, faults.Apply(f, reference.New(p.weights, reference.Exact())), p.tokens)
 	for _, name := range taps.All(p.weights.Config) {
 		if taps.Integer(name) {
 			if !slices.Equal(right[name].Data, wrong[name].Data) {
@@ -183,7 +183,7 @@ func TestPairsAreNamed(t *testing.T) {
 			require.True(t, ok, id)
 			model = faults.Apply(f, model)
 		}
-		all := tapsOf(t, model, p.tokens, tensor.FromFloat32s)
+		all := tapsOf(t, model, p.tokens)
 		for name, results := range map[string]map[string]tensor.Tensor{
 			"taps": all, "logits": {taps.Logits: all[taps.Logits]},
 		} {
@@ -199,21 +199,9 @@ func TestPairsAreNamed(t *testing.T) {
 }
 
 // tapsOf runs a model and keeps every tap.
-func tapsOf[F reference.Float](t *testing.T, m reference.Model[F], tokens []int32, store func([]int, []F) tensor.Tensor) map[string]tensor.Tensor {
+func tapsOf[F reference.Float](t *testing.T, m reference.Model[F], tokens []int32) map[string]tensor.Tensor {
 	t.Helper()
-	results := map[string]tensor.Tensor{}
-	shape := func(name string) []int {
-		s, err := taps.Shape(m.Weights.Config, name, len(tokens))
-		require.NoError(t, err)
-		return s
-	}
-	_, err := m.Forward(t.Context(), tokens, nil, reference.Observer[F]{
-		Reals: func(name string, values []F) { results[name] = store(shape(name), values) },
-		Integers: func(name string, values []int32) {
-			// A fault may choose another number of experts; the judge is to say so.
-			results[name] = tensor.FromInt32s([]int{len(tokens), len(values) / len(tokens)}, values)
-		},
-	})
+	results, err := reference.Observe(t.Context(), m, tokens)
 	require.NoError(t, err)
 	return results
 }

@@ -102,3 +102,37 @@ func Replay[F Float](own func(Layer[F], []F) []int32, routing [][]int32) func(La
 		return routing[l.Index]
 	}
 }
+
+// Observe runs a model, whatever its stages, and returns every tap: reals in F's
+// own storage type, integers as I32. A stage that gives a tap another width than
+// the registry's (more experts per token, say) is returned as it is.
+func Observe[F Float](ctx context.Context, m Model[F], tokens []int32) (map[string]tensor.Tensor, error) {
+	results := map[string]tensor.Tensor{}
+	shape := func(name string, elements int) []int {
+		s, err := taps.Shape(m.Weights.Config, name, len(tokens))
+		if err != nil || product(s) != elements {
+			return []int{len(tokens), elements / len(tokens)}
+		}
+		return s
+	}
+	_, err := m.Forward(ctx, tokens, nil, Observer[F]{
+		Reals:    func(name string, values []F) { results[name] = stored(shape(name, len(values)), values) },
+		Integers: func(name string, values []int32) { results[name] = tensor.FromInt32s(shape(name, len(values)), values) },
+	})
+	return results, err
+}
+
+func product(shape []int) int {
+	n := 1
+	for _, d := range shape {
+		n *= d
+	}
+	return n
+}
+
+func stored[F Float](shape []int, values []F) tensor.Tensor {
+	if single, ok := any(values).([]float32); ok {
+		return tensor.FromFloat32s(shape, single)
+	}
+	return tensor.FromFloat64s(shape, convert[float64](values))
+}

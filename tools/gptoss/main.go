@@ -21,6 +21,7 @@ func commands() []*cobra.Command {
 		compareCommand(),
 		judgeCommand(),
 		routingCommand(),
+		separationCommand(),
 		reportCommand(),
 		convertCommand(),
 		probeCommand(),
