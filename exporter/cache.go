@@ -3,6 +3,7 @@ package exporter
 import (
 	"fmt"
 
+	"github.com/gptoss-conformance/gptoss/reference/config"
 	"github.com/gptoss-conformance/gptoss/reference/taps"
 )
 
@@ -64,6 +65,9 @@ func (m *model) keyPositions(s *Scope, layer int, past, queries Value, k keys) V
 	return s.Add(s.Subtract(past, rows), s.Range(s.Int64(0), s.Squeeze(count, 0), k.count))
 }
 
+// Kept returns how many rows a layer's cache keeps, or 0 for all.
+func Kept(c config.Config, layer int) int { return c.Window(layer) }
+
 // cached puts the past before a layer's new keys and values, and keeps what the
 // next run needs.
 func (m *model) cached(l Layer, k, v Value, common shared) (keys, values Value) {
@@ -75,9 +79,9 @@ func (m *model) cached(l Layer, k, v Value, common shared) (keys, values Value) 
 	extend := func(past, present string, x Value) Value {
 		all := s.Concat(0, common.keys[window].count, m.past[taps.Block(l.Index, past)], x)
 		kept := all
-		if window > 0 {
+		if rows := l.Stages.Kept(l.Config, l.Index); rows > 0 {
 			// A start before the first row is the first row.
-			kept = s.SliceFrom(all, 0, s.Int64s(-window), Symbol(windowed("kept", window)))
+			kept = s.SliceFrom(all, 0, s.Int64s(-rows), Symbol(windowed("kept", rows)))
 		}
 		m.present = append(m.present, s.Rename(kept, taps.Block(l.Index, present)))
 		return all

@@ -27,6 +27,7 @@ type Stages struct {
 	Scale         func(l Layer) float64
 	Softmax       func(l Layer, scores, sinks Value) Value
 	Attention     func(l Layer, in AttentionInput) Value
+	Kept          func(c config.Config, layer int) int
 	AttnOut       func(l Layer, x Value) Value
 	AttnResidual  func(l Layer, stream, normed, delta Value) Value
 	MLPNorm       func(l Layer, x, scale Value) Value
@@ -57,7 +58,7 @@ func Portable() Stages {
 	return Stages{
 		Embed: Embed, Frequencies: Frequencies, RotaryTables: RotaryTables, Visible: Visible,
 		AttnNorm: RMSNorm, QKV: QKV, RopeQuery: RotateQueries, RopeKey: RotateKeys,
-		GroupHeads: GroupHeads, MergeHeads: MergeHeads, Scale: Scale, Softmax: Softmax, Attention: Attention,
+		GroupHeads: GroupHeads, MergeHeads: MergeHeads, Scale: Scale, Softmax: Softmax, Attention: Attention, Kept: Kept,
 		AttnOut: AttentionOut, AttnResidual: Residual,
 		MLPNorm: RMSNorm, GateLogits: GateLogits, Choose: Choose, Weigh: Weigh,
 		Decode: Decode, Activate: Activate, PackedExperts: PackedExperts, DenseExperts: DenseExperts,
