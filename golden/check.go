@@ -34,6 +34,15 @@ func Check() error {
 			listed[filepath.Join(dir, r.File)] = r.SHA256
 		}
 	}
+	for _, name := range sampled() {
+		samples, err := ReadSamples(name)
+		if err != nil {
+			return err
+		}
+		for file, digest := range samples.SHA256 {
+			listed[filepath.Join(samples.dir, file)] = digest
+		}
+	}
 	for _, stage := range Stages() {
 		cases, err := Stage(stage)
 		if err != nil {
@@ -57,7 +66,7 @@ func Check() error {
 	}
 	for _, dir := range dirs {
 		err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-			if err != nil || entry.IsDir() || entry.Name() == ManifestFile || strings.HasSuffix(path, ".md") {
+			if err != nil || entry.IsDir() || entry.Name() == ManifestFile || entry.Name() == SamplesFile || strings.HasSuffix(path, ".md") {
 				return err
 			}
 			if _, ok := listed[path]; !ok {

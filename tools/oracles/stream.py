@@ -1,7 +1,8 @@
 """Makes golden/model/twolayer and golden/model/full: OpenAI's torch model at full
 width, one layer in memory at a time.
 
-  python tools/oracles/stream.py --checkpoint DIR --output golden/model/twolayer
+  gptoss synthesize --layers 2           # prints DIR and the digest
+  python tools/oracles/stream.py --checkpoint DIR --digest sha256:... --output golden/model/twolayer
 
 upstream's TransformerBlock runs unchanged, in float64, float32 and bfloat16 side
 by side, so that every layer is read and decoded once. One thing is put in its
@@ -10,7 +11,7 @@ place: the line that gathers the experts' weights copies 4 experts per token
 experts are meant, and the einsum that follows multiplies expert by expert.
 
 Stored are samples: of the residual stream some rows and columns, of the logits
-some rows and columns, gate logits and chosen experts of every token.
+some rows and columns, gate logits of every eighth token, chosen experts of every one.
 """
 
 import argparse
@@ -34,6 +35,7 @@ SEED = 1
 TOKENS = 160  # beyond the window of 128
 # The start, the surroundings of a group of 16 and of the window's edge, the end.
 ROWS = [0, 1, 15, 16, 64, 126, 127, 128, 129, 144, 159]
+GATE_ROWS = list(range(0, TOKENS, 8))
 PRECISIONS = ["float64", "float32", "bfloat16"]
 MXFP4_CHUNK = 1 << 18  # groups decoded at a time; OpenAI's default takes 4 GB
 
@@ -130,13 +132,15 @@ class Samples:
         self.columns, self.taps = columns, {}
 
     def keep(self, name, value):
-        if name.endswith(("mlp_gate_logits", "mlp_expert_indices")):
+        if name.endswith("mlp_expert_indices"):
             self.taps[name] = value.clone()
+        elif name.endswith("mlp_gate_logits"):
+            self.taps[name] = value[GATE_ROWS].clone()
         else:
             self.taps[name] = value[ROWS][:, self.columns].clone()
 
 
-def make(path, output, note):
+def make(path, digest, output, note):
     checkpoint = Checkpoint(path)
     c = checkpoint.config
     config = upstream.ModelConfig(**c)
@@ -172,11 +176,11 @@ def make(path, output, note):
 
     output.mkdir(parents=True, exist_ok=True)
     about = {
-        "checkpoint": "gptoss synthesize" if checkpoint.is_openai else str(path.name),
+        "digest": digest,
         "layers": checkpoint.layers,
-        "tokens": tokens, "rows": ROWS, "columns": columns, "vocabulary": vocabulary,
+        "tokens": tokens, "rows": ROWS, "gate_rows": GATE_ROWS, "columns": columns, "vocabulary": vocabulary,
         "packages": oracle.versions("torch"),
-        "command": f"python tools/oracles/stream.py --checkpoint DIR --output golden/model/{output.name}",
+        "command": f"python tools/oracles/stream.py --checkpoint DIR --digest {digest} --output golden/model/{output.name}",
         "sha256": {},
     }
     for precision in PRECISIONS:
@@ -194,6 +198,7 @@ def dump(about):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="directory in OpenAI's or Hugging Face's layout")
+    parser.add_argument("--digest", required=True, help="what gptoss synthesize or gptoss inspect printed")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     start = time.monotonic()
@@ -202,7 +207,7 @@ def main():
         print(f"{time.monotonic() - start:7.1f} s  {text}", file=sys.stderr, flush=True)
 
     torch.set_num_threads(oracle.THREADS)
-    make(arguments.checkpoint, arguments.output, note)
+    make(arguments.checkpoint, arguments.digest, arguments.output, note)
 
 
 if __name__ == "__main__":
