@@ -18,9 +18,9 @@ type JudgeOptions struct {
 	// Catalogue lists the faults that are tried when a subject fails, and
 	// against which logits alone are weighed; nil means all. Empty tries none.
 	Catalogue []faults.Fault
-	// Budget, if it is not nil, replaces the spread of perturbed runs for
-	// free-running taps: what independent implementations need on this very
-	// checkpoint and prompt.
+	// Budget, if it is not nil, replaces the spread of perturbed runs for the
+	// free-running taps that it has: what independent implementations need on this
+	// very checkpoint and prompt (see [FixtureBudget]).
 	Budget Budget
 	// Chunks says that the subject ran with a KV cache, and how many tokens it was
 	// given at a time; the last number repeats ({16, 1}: a prompt of 16, then token
@@ -367,8 +367,8 @@ func (j *judging) freeRunning(v *Verdict) error {
 		}
 		f := j.finding(name, FreeRunning)
 		f.From = []string{"tokens"}
-		if budget, ok := j.options.Budget[name]; ok && complete {
-			f.withinBudget(j.shape(name), got, want[name], budget)
+		if budget, ok := j.options.Budget[name]; ok {
+			f.withinBudget(j.shape(name), got, j.free.real(name), budget)
 		} else {
 			if u := j.subject.coarse[name]; u > 0 {
 				spreads[name] = spreads[name].coarser(u, want[name], len(j.tokens))

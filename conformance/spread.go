@@ -204,7 +204,7 @@ func (s spread) including(e rowErrors) spread {
 	return spread{
 		rms:       largest(s.rms, e.rms),
 		max:       largest(s.max, e.max),
-		quantiles: largest(s.quantiles, quantiles(e.rms)),
+		quantiles: largest(s.quantiles, quantiles(e.rms, quantilePoints)),
 	}
 }
 
@@ -218,11 +218,11 @@ func largest(a, b []float64) []float64 {
 	return a
 }
 
-// quantiles returns the values of x at the quantile points.
-func quantiles(x []float64) []float64 {
+// quantiles returns the values of x at some points between 0 and 1.
+func quantiles(x, points []float64) []float64 {
 	sorted := slices.Sorted(slices.Values(x))
-	out := make([]float64, len(quantilePoints))
-	for i, p := range quantilePoints {
+	out := make([]float64, len(points))
+	for i, p := range points {
 		out[i] = sorted[int(p*float64(len(sorted)-1)+0.5)]
 	}
 	return out

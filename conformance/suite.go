@@ -357,7 +357,7 @@ func (s *Suite) judge(j *judged, implementation Implementation, in input) {
 		j.err = err
 		return
 	}
-	v, err := s.verdict(o.model, in.prompt.Tokens, Subject{Precision: implementation.Precision(), Taps: results})
+	v, err := s.verdict(o.model, in, Subject{Precision: implementation.Precision(), Taps: results})
 	if err != nil {
 		j.err = err
 		return
@@ -384,8 +384,16 @@ func (s *Suite) judge(j *judged, implementation Implementation, in input) {
 
 // verdict judges a subject. The catalogue of faults is only asked when it can say
 // something: about a failure, or about logits alone.
-func (s *Suite) verdict(m *checkpoint.Model, tokens []int32, subject Subject) (*Verdict, error) {
-	quick := s.options.Judge
+func (s *Suite) verdict(m *checkpoint.Model, in input, subject Subject) (*Verdict, error) {
+	tokens := in.prompt.Tokens
+	thorough := s.options.Judge
+	if thorough.Budget == nil && in.prompt.Name == calibratedPrompt {
+		var err error
+		if thorough.Budget, err = FixtureBudget(in.fixture, subject.Precision); err != nil {
+			return nil, err
+		}
+	}
+	quick := thorough
 	if len(subject.Taps) > 1 || s.options.WithoutHypotheses {
 		quick.Catalogue = []faults.Fault{}
 	}
@@ -393,8 +401,11 @@ func (s *Suite) verdict(m *checkpoint.Model, tokens []int32, subject Subject) (*
 	if err != nil || v.Word != Fail || quick.Catalogue == nil {
 		return v, err
 	}
-	return Judge(s.ctx, m, tokens, subject, s.options.Judge)
+	return Judge(s.ctx, m, tokens, subject, thorough)
 }
+
+// calibratedPrompt is the prompt of every fixture that budgets are stored for.
+const calibratedPrompt = "full"
 
 // why is what a failing verdict says beyond its single findings.
 func (v *Verdict) why() string {

@@ -1,0 +1,258 @@
+package conformance_test
+
+import (
+	"encoding/binary"
+	"maps"
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gptoss-conformance/gptoss/conformance"
+	"github.com/gptoss-conformance/gptoss/conformance/faults"
+	"github.com/gptoss-conformance/gptoss/reference"
+	"github.com/gptoss-conformance/gptoss/reference/taps"
+	"github.com/gptoss-conformance/gptoss/reference/tensor"
+)
+
+// judged judges the reference's own float32 output after a change to it.
+func judged(t *testing.T, p *proving, precision reference.Precision, o conformance.JudgeOptions, change func(map[string]tensor.Tensor)) (*conformance.Verdict, error) {
+	t.Helper()
+	var results map[string]tensor.Tensor
+	if precision == reference.Float32 {
+		results = tapsOf(t, reference.New(p.weights, reference.Single()), p.tokens)
+	} else {
+		results = tapsOf(t, reference.New(p.weights, reference.Short(precision.Format())), p.tokens)
+	}
+	change(results)
+	return conformance.Judge(t.Context(), p.weights, p.tokens, conformance.Subject{Precision: precision, Taps: results}, o)
+}
+
+// only keeps some taps.
+func only(names ...string) func(map[string]tensor.Tensor) {
+	return func(results map[string]tensor.Tensor) {
+		maps.DeleteFunc(results, func(name string, _ tensor.Tensor) bool {
+			_, tap := taps.Split(name)
+			return !slices.Contains(names, tap)
+		})
+	}
+}
+
+// TestAnySubsetOfTapsPasses: a right implementation passes whatever it puts out,
+// in every arithmetic.
+func TestAnySubsetOfTapsPasses(t *testing.T) {
+	p := provingGround(t)[0]
+	subsets := map[string][]string{
+		"logits":         {taps.Logits},
+		"hidden states":  {taps.Input, taps.PostAttention, taps.Output},
+		"block outputs":  {taps.Output, taps.Logits},
+		"jax2onnx":       {taps.Input, taps.PostAttention, taps.Output, taps.MLPNormed, taps.GateLogits, taps.ExpertIndices, taps.ExpertWeights, taps.DenseGateWeights, taps.Prelinear, taps.Activated, taps.ExpertOutputs, taps.Fused},
+		"attention":      {taps.QRot, taps.KRot, taps.V, taps.AttnCore},
+		"routing only":   {taps.ExpertIndices},
+		"weights":        {taps.ExpertWeights, taps.Logits},
+		"gaps in blocks": {taps.Q, taps.AttnCore, taps.GateLogits, taps.Fused},
+		"everything":     append([]string{taps.Embedding, taps.FinalNorm, taps.Logits}, taps.InBlock...),
+	}
+	for name, subset := range subsets {
+		for _, precision := range []reference.Precision{reference.Float32, reference.BFloat16, reference.Float16} {
+			t.Run(name+"/"+string(precision), func(t *testing.T) {
+				t.Parallel()
+				v, err := judged(t, p, precision, conformance.JudgeOptions{Catalogue: []faults.Fault{}}, only(subset...))
+				require.NoError(t, err)
+				assert.Equal(t, conformance.Pass, v.Word, "%s", v.Reason)
+			})
+		}
+	}
+}
+
+// TestCoarserStorage: float32 results stored as bfloat16 are judged as that.
+func TestCoarserStorage(t *testing.T) {
+	p := provingGround(t)[0]
+	v, err := judged(t, p, reference.Float32, conformance.JudgeOptions{Catalogue: []faults.Fault{}}, func(results map[string]tensor.Tensor) {
+		for name, r := range results {
+			if !taps.Integer(name) {
+				values, err := r.Float32s()
+				require.NoError(t, err)
+				results[name] = tensor.FromBFloat16s(r.Shape, values)
+			}
+		}
+	})
+	require.NoError(t, err)
+	assert.Equal(t, conformance.Pass, v.Word, "%s", v.Reason)
+}
+
+// TestMalformedSubjectsFail: what is not a number, or not of its shape, fails
+// before anything is compared, and the verdict says which tensor it is.
+func TestMalformedSubjectsFail(t *testing.T) {
+	p := provingGround(t)[0]
+	const tap = "block_1.attn_core"
+	put := func(value float32) func(map[string]tensor.Tensor) {
+		return func(results map[string]tensor.Tensor) {
+			r := results[tap]
+			r.Data = slices.Clone(r.Data)
+			binary.LittleEndian.PutUint32(r.Data[4*77:], math.Float32bits(value))
+			results[tap] = r
+		}
+	}
+	reshape := func(shape ...int) func(map[string]tensor.Tensor) {
+		return func(results map[string]tensor.Tensor) {
+			r := results[tap]
+			r.Shape = shape
+			results[tap] = r
+		}
+	}
+	width := p.weights.Config.QueryWidth()
+	indices := "block_0." + taps.ExpertIndices
+	for name, c := range map[string]struct {
+		change func(map[string]tensor.Tensor)
+		at     string
+		says   string
+	}{
+		"NaN":         {put(float32(math.NaN())), tap, "NaN at [0 77]"},
+		"infinite":    {put(float32(math.Inf(-1))), tap, "-Inf at [0 77]"},
+		"transposed":  {reshape(width, len(p.tokens)), tap, "shape is"},
+		"wrong shape": {reshape(len(p.tokens)*width/2, 2), tap, "shape is"},
+		"short data":  {func(r map[string]tensor.Tensor) { x := r[tap]; x.Data = x.Data[:100]; r[tap] = x }, tap, "bytes do not fit"},
+		"integers": {func(r map[string]tensor.Tensor) {
+			r[tap] = tensor.FromInt32s(r[tap].Shape, make([]int32, r[tap].Elements()))
+		}, tap, "not reals"},
+		"real indices": {func(r map[string]tensor.Tensor) {
+			r[indices] = tensor.FromFloat32s(r[indices].Shape, make([]float32, r[indices].Elements()))
+		}, indices, "not integers"},
+		"expert that is not there": {func(r map[string]tensor.Tensor) {
+			x, _ := r[indices].Int32s()
+			x[5] = int32(p.weights.Config.Experts)
+			r[indices] = tensor.FromInt32s(r[indices].Shape, x)
+		}, indices, "expert 8 at [1 1]"},
+		"expert twice": {func(r map[string]tensor.Tensor) {
+			x, _ := r[indices].Int32s()
+			x[1] = x[0]
+			r[indices] = tensor.FromInt32s(r[indices].Shape, x)
+		}, indices, "twice for token 0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, err := judged(t, p, reference.Float32, conformance.JudgeOptions{}, c.change)
+			require.NoError(t, err)
+			assert.Equal(t, conformance.Fail, v.Word)
+			assert.Equal(t, c.at, v.FirstDivergence)
+			assert.Contains(t, v.Reason, c.says)
+			for _, f := range v.Findings {
+				assert.Equal(t, conformance.Form, f.Method, "numbers were compared")
+			}
+		})
+	}
+}
+
+// TestQuestionsThatMakeNoSense are errors, not verdicts.
+func TestQuestionsThatMakeNoSense(t *testing.T) {
+	p := provingGround(t)[0]
+	_, err := judged(t, p, reference.Float32, conformance.JudgeOptions{}, func(r map[string]tensor.Tensor) {
+		logits := r[taps.Logits]
+		clear(r)
+		r["lm_head"] = logits
+	})
+	assert.ErrorContains(t, err, `"lm_head"`)
+	_, err = judged(t, p, reference.Float32, conformance.JudgeOptions{}, func(r map[string]tensor.Tensor) { clear(r) })
+	assert.ErrorContains(t, err, "it is empty")
+
+	for _, tokens := range [][]int32{nil, {-1}, {int32(p.weights.Config.VocabSize)}} {
+		_, err := conformance.Judge(t.Context(), p.weights, tokens, conformance.Subject{Precision: reference.Float32}, conformance.JudgeOptions{})
+		assert.Error(t, err, "tokens %v", tokens)
+	}
+}
+
+// TestOneElementIsEnough: a single wrong element of a single tap fails, there.
+func TestOneElementIsEnough(t *testing.T) {
+	p := provingGround(t)[0]
+	for _, name := range []string{"embedding", "block_0.q_rot", "block_1.mlp_gate_logits", "block_2.mlp_activated_outputs", "final_norm", "logits"} {
+		v, err := judged(t, p, reference.Float32, conformance.JudgeOptions{}, func(r map[string]tensor.Tensor) {
+			values, err := r[name].Float32s()
+			require.NoError(t, err)
+			values[13] += 0.01
+			r[name] = tensor.FromFloat32s(r[name].Shape, values)
+		})
+		require.NoError(t, err)
+		assert.Equal(t, conformance.Fail, v.Word)
+		assert.Equal(t, name, v.FirstDivergence, "%s", v.Reason)
+		assert.Equal(t, "none", v.Diagnosis.ID(), "%s: no fault of the catalogue does this", name)
+	}
+}
+
+// TestShortInputIsPartial: a pass on an input that leaves the window unused is
+// not a pass.
+func TestShortInputIsPartial(t *testing.T) {
+	p := provingGround(t)[0]
+	p.tokens = p.tokens[:p.weights.Config.SlidingWindow]
+	v, err := judged(t, p, reference.Float32, conformance.JudgeOptions{}, func(map[string]tensor.Tensor) {})
+	require.NoError(t, err)
+	assert.Equal(t, conformance.Partial, v.Word)
+	assert.Contains(t, v.Unexercised[0], "sliding window")
+}
+
+// TestFaultsBelowTheNoiseAreNotClaimed: from logits alone in bfloat16 an eps of
+// 1e-6 on toy's healthy activations can't be seen, and the verdict says so.
+func TestFaultsBelowTheNoiseAreNotClaimed(t *testing.T) {
+	p := provingGround(t)[0]
+	f, ok := faults.ByID("rmsnorm-eps-1e-6")
+	require.True(t, ok)
+	for name, model := range map[string]reference.Model[float64]{
+		"right": reference.New(p.weights, reference.Short(reference.BFloat16.Format())),
+		"wrong": faults.Apply(f, reference.New(p.weights, reference.Short(reference.BFloat16.Format()))),
+	} {
+		results := tapsOf(t, model, p.tokens)
+		v, err := conformance.Judge(t.Context(), p.weights, p.tokens,
+			conformance.Subject{Precision: reference.BFloat16, Taps: map[string]tensor.Tensor{taps.Logits: results[taps.Logits]}}, conformance.JudgeOptions{})
+		require.NoError(t, err)
+		assert.Equal(t, conformance.Partial, v.Word, "%s: %s", name, v.Reason)
+		assert.Contains(t, v.Indistinguish, "rmsnorm-eps-1e-6", name)
+		assert.NotContains(t, v.Indistinguish, "window-one-too-many", name)
+	}
+}
+
+// TestGreedyTokens: generated tokens and their log-probabilities are enough to
+// tell right from wrong, and often which wrong.
+func TestGreedyTokens(t *testing.T) {
+	p := provingGround(t)[0]
+	prompt := p.tokens[:20]
+	generate := func(m reference.Model[float32], n int) conformance.Greedy {
+		g := conformance.Greedy{Precision: reference.Float32}
+		tokens := slices.Clone(prompt)
+		for range n {
+			logits, err := m.Forward(t.Context(), tokens, nil, reference.Observer[float32]{})
+			require.NoError(t, err)
+			row := logits[len(logits)-p.weights.Config.VocabSize:]
+			best := reference.TopK(row, 1)[0]
+			sum := 0.0
+			for _, x := range row {
+				sum += math.Exp(float64(x - row[best]))
+			}
+			g.Tokens, g.LogProbs = append(g.Tokens, best), append(g.LogProbs, -math.Log(sum))
+			tokens = append(tokens, best)
+		}
+		return g
+	}
+	right := generate(reference.New(p.weights, reference.Single()), 16)
+	v, err := conformance.JudgeGreedy(t.Context(), p.weights, prompt, right, conformance.JudgeOptions{})
+	require.NoError(t, err)
+	assert.NotEqual(t, conformance.Fail, v.Word, "%s", v.Reason)
+
+	for _, id := range []string{"window-one-too-many", "sinks-dropped", "swiglu-alpha-1"} {
+		f, ok := faults.ByID(id)
+		require.True(t, ok)
+		v, err := conformance.JudgeGreedy(t.Context(), p.weights, prompt,
+			generate(faults.Apply(f, reference.New(p.weights, reference.Single())), 16), conformance.JudgeOptions{})
+		require.NoError(t, err)
+		assert.Equal(t, conformance.Fail, v.Word, id)
+		assert.Equal(t, id, v.Diagnosis.ID())
+	}
+
+	right.LogProbs[3] = math.NaN()
+	v, err = conformance.JudgeGreedy(t.Context(), p.weights, prompt, right, conformance.JudgeOptions{})
+	require.NoError(t, err)
+	assert.Equal(t, conformance.Fail, v.Word)
+	right.LogProbs = right.LogProbs[:3]
+	_, err = conformance.JudgeGreedy(t.Context(), p.weights, prompt, right, conformance.JudgeOptions{})
+	assert.Error(t, err)
+}
