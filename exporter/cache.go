@@ -68,23 +68,17 @@ func (m *model) keyPositions(s *Scope, layer int, past, queries Value, k keys) V
 // Kept returns how many rows a layer's cache keeps, or 0 for all.
 func Kept(c config.Config, layer int) int { return c.Window(layer) }
 
-// cached puts the past before a layer's new keys and values, and keeps what the
+// cached puts the past before a layer's new keys or values, and keeps what the
 // next run needs.
-func (m *model) cached(l Layer, k, v Value, common shared) (keys, values Value) {
+func (m *model) cached(l Layer, in blockInput, past, x Value) (all, present Value) {
 	if !m.options.KVCache {
-		return k, v
+		return x, Value{}
 	}
-	window := l.Config.Window(l.Index)
 	s := l.Sub("cache")
-	extend := func(past, present string, x Value) Value {
-		all := s.Concat(0, common.keys[window].count, m.past[taps.Block(l.Index, past)], x)
-		kept := all
-		if rows := l.Stages.Kept(l.Config, l.Index); rows > 0 {
-			// A start before the first row is the first row.
-			kept = s.SliceFrom(all, 0, s.Int64s(-rows), Symbol(windowed("kept", rows)))
-		}
-		m.present = append(m.present, s.Rename(kept, taps.Block(l.Index, present)))
-		return all
+	all = s.Concat(0, in.keys.count, past, x)
+	if rows := l.Stages.Kept(l.Config, l.Index); rows > 0 {
+		// A start before the first row is the first row.
+		return all, s.SliceFrom(all, 0, s.Int64s(-rows), Symbol(windowed("kept", rows)))
 	}
-	return extend(PastK, PresentK, k), extend(PastV, PresentV, v)
+	return all, all
 }

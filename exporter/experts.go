@@ -115,7 +115,7 @@ func PackedExperts(l Layer, x, indices Value) ExpertsOutput {
 	results := EachExpert(l, indices, widths, func(l Layer, expert, slots Value) []Value {
 		input := l.Gather(x, 0, l.Div(slots, l.Int64(c.ExpertsPerToken)))
 		prelinear := PackedLinear(l, input, l.Weights.MLP1Packed, l.Weights.MLP1Bias, expert)
-		activated := l.Stages.Activate(l, prelinear)
+		activated := activate(l, prelinear)
 		outputs := PackedLinear(l, activated, l.Weights.MLP2Packed, l.Weights.MLP2Bias, expert)
 		return []Value{outputs, prelinear, activated}[:len(widths)]
 	})
@@ -127,7 +127,15 @@ func PackedExperts(l Layer, x, indices Value) ExpertsOutput {
 
 // PackedLinear applies one expert's packed layer to x [rows, in].
 func PackedLinear(l Layer, x Value, w MXFP4, bias, expert Value) Value {
-	return ExpertLinear(l, x, l.Stages.Decode(l.Scope, w, expert), l.Gather(bias, 0, expert))
+	weight := l.Call("DecodeMXFP4", "The weights of one expert, from codes of four bits and a power of two for every 32.",
+		[]parameter{{"blocks", &w.Blocks}, {"scales", &w.Scales}, {"codes", &w.Codes}, {"powers", &w.Powers}, {"expert", &expert}},
+		func(s *Scope) []Value { return []Value{l.Stages.Decode(s, w, expert)} })[0]
+	return ExpertLinear(l, x, weight, l.Gather(bias, 0, expert))
+}
+
+func activate(l Layer, x Value) Value {
+	return l.Call("SwiGLU", "gpt-oss's activation of interleaved columns.",
+		[]parameter{{"x", &x}}, func(s *Scope) []Value { return []Value{l.Stages.Activate(l.In(s), x)} })[0]
 }
 
 // EachExpert loops over the experts that indices [tokens, k] name. The body is
@@ -168,7 +176,7 @@ func EachExpert(l Layer, indices Value, widths []int, body func(l Layer, expert,
 // that have no control flow.
 func DenseExperts(l Layer, x, indices Value) ExpertsOutput {
 	prelinear := DenseLinear(l, l.Unsqueeze(x, 0), l.Weights.MLP1, l.Weights.MLP1Bias)
-	activated := l.Stages.Activate(l, prelinear)
+	activated := activate(l, prelinear)
 	out := ExpertsOutput{Outputs: ChosenExperts(l, DenseLinear(l, activated, l.Weights.MLP2, l.Weights.MLP2Bias), indices)}
 	if l.Wants(taps.Prelinear) {
 		out.Prelinear, out.Activated = ChosenExperts(l, prelinear, indices), ChosenExperts(l, activated, indices)

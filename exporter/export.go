@@ -67,6 +67,9 @@ type Options struct {
 	// tokens go in and come out (see cache.go). It takes any number of tokens, and
 	// SequenceLength, if it is not 0, is the most that a sequence can grow to.
 	KVCache bool
+	// Functions writes blocks, and operations that several stages share, as
+	// model-local functions, each once; otherwise every node stands in the graph.
+	Functions bool
 	// LastLogitsOnly puts out logits [1, vocab] of the last token alone.
 	LastLogitsOnly bool
 	Stages         *Stages // nil: those of Operators
@@ -242,6 +245,7 @@ func describe(model *onnxpb.ModelProto, m *checkpoint.Model, o Options, digest s
 	property("gptoss.precision", string(o.Precision))
 	property("gptoss.sequence_length", length)
 	property("gptoss.kv_cache", strconv.FormatBool(o.KVCache))
+	property("gptoss.functions", strconv.FormatBool(o.Functions))
 	property("gptoss.last_logits_only", strconv.FormatBool(o.LastLogitsOnly))
 	property("gptoss.hidden_states", strconv.FormatBool(o.HiddenStates))
 	property("gptoss.block_debug", strconv.FormatBool(o.BlockDebug))

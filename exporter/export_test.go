@@ -113,10 +113,79 @@ func TestLastLogitsOnly(t *testing.T) {
 	}
 }
 
+// A graph with functions says the same in fewer nodes, and every block of the
+// same form is one function.
+func TestFunctions(t *testing.T) {
+	m := toy(t)
+	for _, o := range []Options{
+		{HiddenStates: true, BlockDebug: true},
+		{KVCache: true, HiddenStates: true},
+		{Operators: OperatorsONNXRuntime, BlockDebug: true},
+		{Experts: ExpertsDense},
+	} {
+		_, flat := export(t, m, o)
+		o.Functions = true
+		_, modular := export(t, m, o)
+		require.Equal(t, outputs(flat), outputs(modular))
+		require.Less(t, len(modular.Graph.Node), len(flat.Graph.Node)/2)
+		calls := map[string]int{}
+		for _, n := range modular.Graph.Node {
+			if n.GetDomain() == functionDomain {
+				calls[n.GetOpType()]++
+			}
+		}
+		defined := map[string]bool{}
+		for _, f := range modular.Functions {
+			require.False(t, defined[f.GetName()], "%s is defined twice", f.GetName())
+			defined[f.GetName()] = true
+			requireClosed(t, f)
+		}
+		blocks := 0
+		for name, times := range calls {
+			require.True(t, defined[name], name)
+			blocks += times
+		}
+		require.Equal(t, m.Config.Layers, blocks)
+	}
+}
+
+// requireClosed checks that a function reads nothing but its inputs and what it
+// computes before.
+func requireClosed(t *testing.T, f *onnxpb.FunctionProto) {
+	t.Helper()
+	known := map[string]bool{"": true}
+	for _, name := range f.Input {
+		known[name] = true
+	}
+	var check func(nodes []*onnxpb.NodeProto)
+	check = func(nodes []*onnxpb.NodeProto) {
+		for _, n := range nodes {
+			for _, name := range n.Input {
+				require.True(t, known[name], "%s of %s reads %s", n.GetName(), f.GetName(), name)
+			}
+			for _, a := range n.Attribute {
+				if a.G != nil {
+					for _, in := range a.G.Input {
+						known[in.GetName()] = true
+					}
+					check(a.G.Node)
+				}
+			}
+			for _, name := range n.Output {
+				known[name] = true
+			}
+		}
+	}
+	check(f.Node)
+	for _, name := range f.Output {
+		require.True(t, known[name], name)
+	}
+}
+
 func TestExportIsDeterministic(t *testing.T) {
 	m := toy(t)
-	first, _ := export(t, m, Options{BlockDebug: true})
-	second, _ := export(t, m, Options{BlockDebug: true})
+	first, _ := export(t, m, Options{BlockDebug: true, Functions: true, KVCache: true})
+	second, _ := export(t, m, Options{BlockDebug: true, Functions: true, KVCache: true})
 	for _, suffix := range []string{"", ".data"} {
 		a, err := os.ReadFile(first + suffix)
 		require.NoError(t, err)

@@ -123,10 +123,14 @@ type Graph struct {
 	main         *body
 	initializers []*initializer
 	functions    []*function
+	modular      bool // Scope.Call makes functions
 	opsets       map[string]int64
 	irVersion    int64
-	dataSize     int64 // bytes of the data file
-	err          error
+
+	functionNames map[string]*function
+
+	dataSize int64 // bytes of the data file
+	err      error
 }
 
 // NewGraph starts an empty graph of an operator set version and IR version.
@@ -135,6 +139,8 @@ func NewGraph(opset, irVersion int64) *Graph {
 		main:      &body{names: map[string]bool{}, constants: map[string]Value{}},
 		opsets:    map[string]int64{"": opset},
 		irVersion: irVersion,
+
+		functionNames: map[string]*function{},
 	}
 }
 

@@ -143,12 +143,15 @@ type model struct {
 	outputs map[string]Value
 	past    map[string]Value // the cache that goes in, by name
 	present []Value          // and the one that comes out
+	inside  []tapped         // taps of the function that is being built
 	partial bool             // weights that the checkpoint lacks are left out: a stage alone
 }
 
 func newModel(weights *checkpoint.Model, o Options) *model {
+	graph := NewGraph(opset, irVersion)
+	graph.modular = o.Functions
 	return &model{
-		graph:   NewGraph(opset, irVersion),
+		graph:   graph,
 		weights: weights,
 		config:  weights.Config,
 		options: o,
@@ -195,6 +198,9 @@ func emitted(full string, o Options) bool {
 }
 
 func (m *model) tap(s *Scope, full string, v Value) Value {
+	if s.body.function {
+		return m.tapInside(s, full, v)
+	}
 	if !m.wanted[full] {
 		if !v.named {
 			v = s.Rename(v, full)
@@ -303,76 +309,6 @@ func (m *model) decoding(common *shared) {
 		s := m.layer(-1).Sub("mxfp4")
 		common.codes, common.powers = CodeTable(s), ScaleTable(s)
 	}
-}
-
-// block adds one transformer block to the stream x [tokens, hidden].
-func (m *model) block(index int, x Value, common shared) (Value, error) {
-	l := m.layer(index)
-	var err error
-	if l.Weights, err = m.layerWeights(index, common); err != nil {
-		return x, err
-	}
-	stage := func(name string) Layer { return l.In(l.Sub(name)) }
-	st := l.Stages
-
-	if l.Wants(taps.Input) {
-		x = l.Tap(taps.Input, x)
-	}
-	normed := l.Tap(taps.AttnNormed, st.AttnNorm(stage("attn_norm"), x, l.Weights.AttnNorm))
-	q, k, v := st.QKV(stage("qkv"), normed)
-	q, k, v = l.Tap(taps.Q, q), l.Tap(taps.K, k), l.Tap(taps.V, v)
-	q = l.Tap(taps.QRot, st.RopeQuery(stage("rope_q"), q, common.cos, common.sin))
-	k = l.Tap(taps.KRot, st.RopeKey(stage("rope_k"), k, common.cos, common.sin))
-	core := l.Tap(taps.AttnCore, m.attention(l, q, k, v, common))
-	out := st.AttnOut(stage("attn_out"), core)
-	x = l.Tap(taps.PostAttention, st.AttnResidual(l, x, normed, out))
-
-	normed = l.Tap(taps.MLPNormed, st.MLPNorm(stage("mlp_norm"), x, l.Weights.MLPNorm))
-	gating := stage("gating")
-	logits := l.Tap(taps.GateLogits, st.GateLogits(gating, normed))
-	indices, chosen := st.Choose(gating, logits)
-	weights := l.Tap(taps.ExpertWeights, st.Weigh(gating, logits, indices, chosen))
-	if l.Wants(taps.ExpertIndices) {
-		l.Tap(taps.ExpertIndices, gating.Cast(indices, Int32))
-	}
-	if l.Wants(taps.DenseGateWeights) {
-		l.Tap(taps.DenseGateWeights, DenseGateWeights(gating, indices, weights))
-	}
-	fused := l.Tap(taps.Fused, m.experts(l, normed, indices, weights))
-	x = l.Tap(taps.Output, st.MLPResidual(l, x, normed, fused))
-	return x, l.graph.Err()
-}
-
-// attention adds a block's attention, whichever operators it is made of, and the
-// cache that comes out of it.
-func (m *model) attention(l Layer, q, k, v Value, common shared) Value {
-	window := l.Config.Window(l.Index)
-	if fused := l.Stages.FusedAttention; fused != nil {
-		return m.fusedAttention(fused, l, q, k, v, common)
-	}
-	keys, values := m.cached(l, k, v, common)
-	return l.Stages.Attention(l.In(l.Sub("attention")), AttentionInput{
-		Queries: q, Keys: keys, Values: values,
-		Visible: common.keys[window].visible, Sinks: l.Weights.Sinks,
-	})
-}
-
-// experts adds a block's experts and their weighted sum.
-func (m *model) experts(l Layer, x, indices, weights Value) Value {
-	in, run := l.In(l.Sub("experts")), l.Stages.DenseExperts
-	if m.options.Experts == ExpertsPacked {
-		if fused := l.Stages.FusedExperts; fused != nil {
-			return fused(in, x, indices, weights)
-		}
-		run = l.Stages.PackedExperts
-	}
-	result := run(in, x, indices)
-	if result.Prelinear.edge != nil {
-		l.Tap(taps.Prelinear, result.Prelinear)
-		l.Tap(taps.Activated, result.Activated)
-	}
-	outputs := l.Tap(taps.ExpertOutputs, result.Outputs)
-	return l.Stages.Fuse(l.In(l.Sub("fuse")), outputs, indices, weights)
 }
 
 // layerWeights declares a block's weights, named as OpenAI's checkpoint names them.

@@ -1,9 +1,5 @@
 package exporter
 
-import (
-	"github.com/gptoss-conformance/gptoss/reference/taps"
-)
-
 // microsoft is the domain of ONNX Runtime's own operators.
 const microsoft = "com.microsoft"
 
@@ -75,25 +71,17 @@ func GroupQueryAttention(l Layer, in FusedAttentionInput) (core, presentK, prese
 }
 
 // fusedAttention adds attention as one operator with its cache.
-func (m *model) fusedAttention(fused func(Layer, FusedAttentionInput) (core, presentK, presentV Value), l Layer, q, k, v Value, common shared) Value {
+func (m *model) fusedAttention(fused func(Layer, FusedAttentionInput) (core, presentK, presentV Value), l Layer, in blockInput, q, k, v Value) (core, presentK, presentV Value) {
 	window := l.Config.Window(l.Index)
-	s := l.In(l.Sub("attention"))
-	in := FusedAttentionInput{
-		Queries: q, Keys: k, Values: v, Sinks: l.Weights.Sinks, Window: window,
-		All: common.keys[window].count, Kept: Symbol(windowed("kept", window)),
-	}
-	rows := s.SizeOf(q, 0)
+	rows := l.SizeOf(q, 0)
 	if m.options.KVCache {
-		in.PastK, in.PastV = m.past[taps.Block(l.Index, PastK)], m.past[taps.Block(l.Index, PastV)]
-		rows = s.Add(rows, s.SizeOf(in.PastK, 2))
+		rows = l.Add(rows, l.SizeOf(in.pastK, 2))
 	}
-	in.Total = s.Cast(s.Squeeze(rows, 0), Int32)
-	core, presentK, presentV := fused(s, in)
-	if m.options.KVCache {
-		m.present = append(m.present,
-			l.Rename(presentK, taps.Block(l.Index, PresentK)), l.Rename(presentV, taps.Block(l.Index, PresentV)))
-	}
-	return core
+	return fused(l, FusedAttentionInput{
+		Queries: q, Keys: k, Values: v, PastK: in.pastK, PastV: in.pastV,
+		Sinks: l.Weights.Sinks, Total: l.Cast(l.Squeeze(rows, 0), Int32), Window: window,
+		All: in.keys.count, Kept: Symbol(windowed("kept", window)),
+	})
 }
 
 // QMoE runs the experts on x [tokens, hidden] and adds them up by weights

@@ -33,6 +33,7 @@ type exportFlags struct {
 	sequenceLength, layers                 int
 	hiddenStates, blockDebug               bool
 	kvCache, lastLogitsOnly                bool
+	functions, expandFunctions             bool
 	skipValidation, force                  bool
 }
 
@@ -68,6 +69,8 @@ fails is not left behind.`,
 	flags.BoolVar(&f.blockDebug, "emit-block-debug", false, "put out every other intermediate result")
 	flags.BoolVar(&f.kvCache, "kv-cache", false, "continue a sequence: keys and values of earlier tokens go in and come out")
 	flags.BoolVar(&f.lastLogitsOnly, "last-logits-only", false, "put out the logits of the last token alone")
+	flags.BoolVar(&f.functions, "functions", false, "write blocks and what they share as functions, each once")
+	flags.BoolVar(&f.expandFunctions, "expand-functions", false, "write every node where it stands (the default)")
 	flags.BoolVar(&f.skipValidation, "skip-validation", false, "don't run the graph against the reference")
 	flags.BoolVar(&f.force, "force", false, "replace a file that no gptoss export wrote")
 	for _, name := range []string{"checkpoint", "output"} {
@@ -75,6 +78,7 @@ fails is not left behind.`,
 			panic(err) // the flag was defined above
 		}
 	}
+	command.MarkFlagsMutuallyExclusive("functions", "expand-functions")
 	return command
 }
 
@@ -118,6 +122,7 @@ func (f exportFlags) export(ctx context.Context, lengthGiven, layersGiven bool, 
 		HiddenStates:   f.hiddenStates,
 		BlockDebug:     f.blockDebug,
 		KVCache:        f.kvCache,
+		Functions:      f.functions,
 	}
 	verdict := "not validated"
 	if !f.skipValidation {

@@ -48,11 +48,11 @@ func TestExportValidatesDecoding(t *testing.T) {
 	require.Contains(t, stdout, "decoding token by token too")
 }
 
-// A representative of every option; the pairs are in the table of exporter/table.
+// A representative of every option; the pairs are in exporter/pairwise.
 func TestExportValidatesEveryOption(t *testing.T) {
 	for _, arguments := range [][]string{
 		{"--operators", "onnxruntime", "--kv-cache"},
-		{"--precision", "bfloat16"},
+		{"--precision", "bfloat16", "--functions"},
 		{"--precision", "float16", "--experts", "dense"},
 		{"--last-logits-only", "--sequence-length", "20"},
 		{"--last-logits-only", "--kv-cache"},
@@ -79,6 +79,7 @@ func TestExportRefusesBadInput(t *testing.T) {
 		{"negative length", "--sequence-length: -4", []string{"--checkpoint", toy, "--output", path, "--sequence-length", "-4"}},
 		{"nothing to cache", "nothing to cache", []string{"--checkpoint", toy, "--output", path, "--sequence-length", "1", "--kv-cache"}},
 		{"operators", `--operators: "magic"`, []string{"--checkpoint", toy, "--output", path, "--operators", "magic"}},
+		{"both", "expand-functions", []string{"--checkpoint", toy, "--output", path, "--functions", "--expand-functions"}},
 		{"precision", "--precision", []string{"--checkpoint", toy, "--output", path, "--precision", "float8"}},
 		{"layers", "--layers", []string{"--checkpoint", toy, "--output", path, "--layers", "0"}},
 		{"too many layers", "--layers", []string{"--checkpoint", toy, "--output", path, "--layers", "99"}},
