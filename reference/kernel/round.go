@@ -34,6 +34,20 @@ func (f Format) Max() float64 {
 // Nearest rounds x to the format, ties to even; overflow gives an infinity and
 // NaN stays NaN. It rounds once, straight from float64.
 func (f Format) Nearest(x float64) float64 {
+	bits := math.Float64bits(x)
+	exponent := int(bits>>52&0x7ff) - 1023
+	if drop := 53 - f.Digits; drop > 0 && exponent >= f.MinExponent && exponent < f.MaxExponent {
+		// A normal number that cannot overflow: add just under half of the last bit
+		// that stays (half of it if that bit is odd), and cut. A carry goes into the
+		// exponent, as it should.
+		bits += 1<<(drop-1) - 1 + bits>>drop&1
+		return math.Float64frombits(bits &^ (1<<drop - 1))
+	}
+	return f.nearest(x)
+}
+
+// nearest is Nearest for every number, by division and multiplication.
+func (f Format) nearest(x float64) float64 {
 	quantum := f.quantum(x)
 	if quantum == 0 { // zero, infinite, NaN, or already as fine as float64 itself
 		return x
