@@ -62,7 +62,7 @@ func (s *Suite) judgeDecoded(c *Case, o *opened, implementation Implementation, 
 	v := new(Verdict)
 	if p := implementation.Precision(); p != reference.Float64 {
 		var err error
-		if v, err = s.verdict(o.model, in.prompt.Tokens, Subject{Precision: p, Taps: results}); err != nil {
+		if v, err = s.verdict(o.model, in, Subject{Precision: p, Taps: results}); err != nil {
 			return err
 		}
 	}
