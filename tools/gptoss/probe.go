@@ -14,6 +14,7 @@ import (
 
 	"github.com/gptoss-conformance/gptoss/conformance"
 	"github.com/gptoss-conformance/gptoss/fixtures"
+	"github.com/gptoss-conformance/gptoss/fixtures/tokenizer"
 	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
@@ -24,7 +25,7 @@ import (
 
 // probeFlags are the flags of `gptoss probe`.
 type probeFlags struct {
-	against, checkpoint, tokens, dtype, transcript string
+	against, checkpoint, tokens, prompt, dtype, transcript string
 
 	length, layers, inject int
 	seed                   uint64
@@ -62,6 +63,7 @@ corrected with --correct-window. The exit status is the judge's: 1 for fail.`,
 	flags.StringVar(&f.against, "against", "", "the implementation: "+strings.Join(implementations, ", "))
 	flags.StringVar(&f.checkpoint, "checkpoint", "", "the model, in any layout")
 	flags.StringVar(&f.tokens, "tokens", "", "ids separated by commas, or a file with a JSON array of ids; drawn from --seed if absent")
+	flags.StringVar(&f.prompt, "prompt", "", "text for the tokenizer o200k_harmony, instead of --tokens")
 	flags.IntVar(&f.length, "sequence-length", 0, "use the first N tokens, or draw N (default: 8 more than the window)")
 	flags.IntVar(&f.layers, "max-layers", 0, "cut the model after N blocks")
 	flags.StringVar(&f.dtype, "dtype", string(reference.Float32), "the implementation's arithmetic: float32 or bfloat16")
@@ -75,6 +77,7 @@ corrected with --correct-window. The exit status is the judge's: 1 for fail.`,
 			panic(err) // the flag was defined above
 		}
 	}
+	command.MarkFlagsMutuallyExclusive("tokens", "prompt")
 	return command
 }
 
@@ -157,25 +160,40 @@ func (f probeFlags) run(cmd *cobra.Command) error {
 
 // sequence reads the tokens, or draws them.
 func (f probeFlags) sequence(c config.Config) ([]int32, error) {
-	if f.tokens == "" {
+	if f.tokens == "" && f.prompt == "" {
 		n := f.length
 		if n == 0 {
 			n = c.SlidingWindow + 8
 		}
 		return drawTokens(c, f.seed, n), nil
 	}
-	tokens, err := parseTokens(f.tokens)
+	tokens, err := f.given(c)
 	if err != nil {
 		return nil, err
 	}
 	if f.length > len(tokens) {
-		return nil, fmt.Errorf("--sequence-length: --tokens has %d ids, %d were asked for; padding would be compared with padding", len(tokens), f.length)
+		return nil, fmt.Errorf("--sequence-length: there are %d tokens, %d were asked for; padding would be compared with padding", len(tokens), f.length)
 	}
 	if f.length > 0 {
 		tokens = tokens[:f.length]
 	}
 	if err := reference.CheckTokens(c, tokens); err != nil {
 		return nil, fmt.Errorf("--tokens: %w", err)
+	}
+	return tokens, nil
+}
+
+// given reads --tokens or encodes --prompt.
+func (f probeFlags) given(c config.Config) ([]int32, error) {
+	if f.prompt == "" {
+		return parseTokens(f.tokens)
+	}
+	if err := checkVocabulary(c.VocabSize); err != nil {
+		return nil, fmt.Errorf("--prompt: %w", err)
+	}
+	tokens, err := tokenizer.EncodeSpecial(f.prompt)
+	if err != nil {
+		return nil, fmt.Errorf("--prompt: %w", err)
 	}
 	return tokens, nil
 }

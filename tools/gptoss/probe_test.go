@@ -149,6 +149,8 @@ func TestProbeRefusesBadFlags(t *testing.T) {
 		"inject -1":      {[]string{"--against", "torch", "--inject-layer", "-1"}, "count from 0"},
 		"padding":        {[]string{"--against", "torch", "--tokens", "1,2", "--sequence-length", "3"}, "padding"},
 		"vocabulary":     {[]string{"--against", "torch", "--tokens", "256"}, "vocabulary"},
+		"prompt":         {[]string{"--against", "torch", "--prompt", "Hello"}, "vocabulary"},
+		"two prompts":    {[]string{"--against", "torch", "--prompt", "Hello", "--tokens", "1"}, "tokens"},
 		"length":         {[]string{"--against", "torch", "--sequence-length", "-1"}, "--sequence-length"},
 		"transcript":     {[]string{"--against", "torch", "--transcript", filepath.Join(toy, "none", "out.md")}, "none"},
 	} {
