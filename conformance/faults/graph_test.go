@@ -45,9 +45,6 @@ func TestGraphsHaveTheSameFault(t *testing.T) {
 	}
 	for _, f := range faults.All() {
 		for i, form := range append([]faults.Fault{f}, f.Variants...) {
-			if form.Cached {
-				continue // the graphs have no cache
-			}
 			assert.Equal(t, form.Stages.Wide == nil, form.Graph == nil, "%s: graphs are forgotten", f.ID)
 			// Changed weights are written dense, so that there is one graph; and so is
 			// there of a fault outside of the experts, whichever way these are stored.
@@ -59,13 +56,13 @@ func TestGraphsHaveTheSameFault(t *testing.T) {
 				t.Run(fmt.Sprintf("%s/%d/%s", f.ID, i, experts), func(t *testing.T) {
 					t.Parallel()
 					for _, m := range models {
-						truth := logits(t, m, faults.Apply(form, reference.New(m.weights, reference.Exact())))
+						truth := logits(t, m, faults.Apply(form, reference.New(m.weights, reference.Exact())), form.Cached)
 						wrong := distance(m.right, truth)
 						if wrong < shows {
 							continue
 						}
 						graph := distance(m.graph(t, form, experts), truth)
-						rounding := distance(logits(t, m, faults.Apply(form, reference.New(m.weights, reference.Single()))), truth)
+						rounding := distance(logits(t, m, faults.Apply(form, reference.New(m.weights, reference.Single())), form.Cached), truth)
 						t.Logf("%s: fault %.2g, graph %.2g, reference %.2g", m.name, wrong, graph, rounding)
 						// Another order of summation may round a few times worse; a fault that was
 						// not the same would be 100 times worse at least.
@@ -88,6 +85,20 @@ type model struct {
 	right   []float64
 }
 
+// calls takes the tokens apart: into the calls of a program with a cache where a
+// fault needs one.
+func (m model) calls(cached bool) [][]int32 {
+	if !cached {
+		return [][]int32{m.tokens}
+	}
+	first := len(m.tokens) * 3 / 5
+	calls := [][]int32{m.tokens[:first], m.tokens[first : first+5]}
+	for i := first + 5; i < len(m.tokens); i++ {
+		calls = append(calls, m.tokens[i:i+1])
+	}
+	return calls
+}
+
 func open(t *testing.T, name string) model {
 	t.Helper()
 	weights, err := checkpoint.Open(fixtures.Dir(name))
@@ -96,19 +107,22 @@ func open(t *testing.T, name string) model {
 	m := model{name: name, weights: weights}
 	m.tokens, err = fixtures.Tokens(name, "full")
 	require.NoError(t, err)
-	m.right = logits(t, m, reference.New(weights, reference.Exact()))
+	m.right = logits(t, m, reference.New(weights, reference.Exact()), false)
 	return m
 }
 
-func logits[F reference.Float](t *testing.T, m model, computed reference.Model[F]) []float64 {
+func logits[F reference.Float](t *testing.T, m model, computed reference.Model[F], cached bool) []float64 {
 	t.Helper()
-	values, err := computed.Forward(t.Context(), m.tokens, nil, reference.Observer[F]{})
-	require.NoError(t, err)
-	wide := make([]float64, len(values))
-	for i, v := range values {
-		wide[i] = float64(v)
+	var all []float64
+	var cache reference.Cache[F]
+	for _, tokens := range m.calls(cached) {
+		values, err := computed.Forward(t.Context(), tokens, &cache, reference.Observer[F]{})
+		require.NoError(t, err)
+		for _, v := range values {
+			all = append(all, float64(v))
+		}
 	}
-	return wide
+	return all
 }
 
 // graph exports the model with a fault and returns the logits of the graph.
@@ -123,15 +137,30 @@ func (m model) graph(t *testing.T, f faults.Fault, experts exporter.Experts) []f
 		f.Graph(&stages)
 	}
 	path := filepath.Join(t.TempDir(), "faulty.onnx")
-	require.NoError(t, exporter.Export(t.Context(), weights, path, exporter.Options{Experts: experts, Stages: &stages}))
+	options := exporter.Options{Experts: experts, Stages: &stages, KVCache: f.Cached}
+	require.NoError(t, exporter.Export(t.Context(), weights, path, options))
 	session, err := onnxruntime.Open(path, onnxruntime.Options{Threads: 1})
 	require.NoError(t, err)
 	defer session.Close()
-	results, err := session.Run(t.Context(), m.tokens)
+	if !f.Cached {
+		results, err := session.Run(t.Context(), m.tokens)
+		require.NoError(t, err)
+		values, err := results[taps.Logits].Float64s()
+		require.NoError(t, err)
+		return values
+	}
+	decoding, err := session.Decode()
 	require.NoError(t, err)
-	values, err := results[taps.Logits].Float64s()
-	require.NoError(t, err)
-	return values
+	defer decoding.Close()
+	var all []float64
+	for _, tokens := range m.calls(true) {
+		step, err := decoding.Step(t.Context(), tokens)
+		require.NoError(t, err)
+		values, err := step.Float64s()
+		require.NoError(t, err)
+		all = append(all, values...)
+	}
+	return all
 }
 
 // distance is the rms of the difference over the rms of b.
