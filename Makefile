@@ -6,13 +6,11 @@ PACKAGES := ./...
 RACED    := ./internal/... ./reference/... ./fixtures/... ./conformance/backends/... ./tools/gptoss
 .DEFAULT_GOAL := help
 
-include tools/onnxruntime/onnxruntime.mk
-include tools/oracles/oracles.mk
--include tools/*/targets.mk
+include $(wildcard tools/*/*.mk)
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*[#]# ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*[#]# (.*)/\1\t\2/' | expand -t 16
 
 .PHONY: conformance
 conformance: onnxruntime ## Judge every stage and write build/report (about a minute)
