@@ -98,7 +98,8 @@ func peak(b *testing.B) {
 }
 
 // restart makes the next peak count from now.
-func restart() {
+func restart(m *Model) {
+	m.Release()
 	runtime.GC()
 	debug.FreeOSMemory()
 	_ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) // elsewhere the peak counts from the start
@@ -173,7 +174,7 @@ func BenchmarkConvert(b *testing.B) {
 			for b.Loop() {
 				b.StopTimer()
 				require.NoError(b, os.RemoveAll(target))
-				restart()
+				restart(m)
 				b.StartTimer()
 				require.NoError(b, m.Write(b.Context(), to.layout, target, to.options))
 			}
@@ -214,7 +215,7 @@ func BenchmarkConvert(b *testing.B) {
 				for b.Loop() {
 					b.StopTimer()
 					require.NoError(b, os.RemoveAll(back))
-					restart()
+					restart(got)
 					b.StartTimer()
 					require.NoError(b, got.Write(b.Context(), OpenAI, back, WriteOptions{}))
 				}

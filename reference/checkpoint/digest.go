@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -23,6 +24,9 @@ const digestVersion = "gptoss-digest-1"
 
 // leafRows is how many rows of a matrix are hashed together.
 const leafRows = 1024
+
+// releaseValues is after how many values the mapped files' memory is given back.
+const releaseValues = 64 << 20
 
 // Digest identifies the model: sha256 over its configuration and the values of
 // its weights, "sha256:<hex>". It depends on nothing else, so that every layout
@@ -51,7 +55,9 @@ func (m *Model) Digest(ctx context.Context) (string, error) {
 	if err := m.Check(ctx); err != nil {
 		return "", err
 	}
+	m.Release()
 	sums := make([][sha256.Size]byte, len(leaves))
+	var values atomic.Int64
 	group, ctx := errgroup.WithContext(ctx)
 	workers := min(runtime.GOMAXPROCS(0), max(len(leaves), 1))
 	for worker := range workers {
@@ -61,7 +67,13 @@ func (m *Model) Digest(ctx context.Context) (string, error) {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				sums[i] = h.sum(leaves[i].matrix, leaves[i].from, leaves[i].n)
+				l := leaves[i]
+				sums[i] = h.sum(l.matrix, l.from, l.n)
+				_, cols := l.matrix.Dims()
+				n := int64(l.n) * int64(cols)
+				if total := values.Add(n); total/releaseValues != (total-n)/releaseValues {
+					m.Release()
+				}
 			}
 			return nil
 		})
