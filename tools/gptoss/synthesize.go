@@ -23,7 +23,9 @@ type synthesizeFlags struct {
 	layers          int
 	config, output  string
 	seed            uint64
-	noDigest, force bool
+	noDigest        bool
+	force           bool
+	ifMissing       bool
 }
 
 // synthesizeCommand makes a checkpoint of random weights at any width.
@@ -55,6 +57,8 @@ the user's), where the tests with full width look for it.`,
 	flags.Uint64Var(&f.seed, "seed", 1, "seed of the generator")
 	flags.BoolVar(&f.noDigest, "no-digest", false, "don't read the weights again for the digest")
 	flags.BoolVar(&f.force, "force", false, "replace a checkpoint that is there")
+	flags.BoolVar(&f.ifMissing, "if-missing", false, "print the path of a checkpoint that is there, instead of an error")
+	command.MarkFlagsMutuallyExclusive("force", "if-missing")
 	return command
 }
 
@@ -71,6 +75,10 @@ func (f synthesizeFlags) synthesize(ctx context.Context, layersGiven bool, stdou
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(output, fixtures.WeightsFile)); err == nil && !f.force {
+		if f.ifMissing {
+			_, err = fmt.Fprintln(stdout, output)
+			return err
+		}
 		return fmt.Errorf("--output: %s already holds a checkpoint: use --force to replace it", output)
 	}
 

@@ -40,6 +40,9 @@ func TestSynthesizeIsDeterministic(t *testing.T) {
 	status, _, stderr = runSynthesize(t.Context(), "--config", shape, "--output", filepath.Join(dir, "b"))
 	assert.Equal(t, exitInput, status, "it would replace a checkpoint")
 	assert.Contains(t, stderr, "--force")
+	status, out, stderr = runSynthesize(t.Context(), "--config", shape, "--if-missing", "--output", filepath.Join(dir, "b"))
+	require.Zero(t, status, stderr)
+	assert.Equal(t, filepath.Join(dir, "b")+"\n", out)
 }
 
 func TestSynthesizeRefusesNonsense(t *testing.T) {
