@@ -46,10 +46,12 @@ func TestGraphsHaveTheSameFault(t *testing.T) {
 	for _, f := range faults.All() {
 		for i, form := range append([]faults.Fault{f}, f.Variants...) {
 			assert.Equal(t, form.Stages.Wide == nil, form.Graph == nil, "%s: graphs are forgotten", f.ID)
-			// Changed weights are written dense, so that there is one graph; and so is
-			// there of a fault outside of the experts, whichever way these are stored.
+			if form.Graph == nil {
+				continue // a changed checkpoint is exported like any other
+			}
+			// Outside of the experts it does not matter how these are stored.
 			ways := []exporter.Experts{exporter.ExpertsDense}
-			if form.Graph != nil && form.Stage == "experts" {
+			if form.Stage == "experts" {
 				ways = append(ways, exporter.ExpertsPacked)
 			}
 			for _, experts := range ways {
