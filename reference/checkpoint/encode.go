@@ -78,23 +78,23 @@ var normalCodes = [16]byte{1, noCode, 2, 3, 4, 5, 6, 7, noCode, noCode, noCode, 
 // normal floats.
 func encodeNormal(block *[groupBytes]byte, values *[groupValues]float32, scale byte) bool {
 	base := 2 * (uint32(scale) - 1)
-	var rest uint32 // bits that no code has
+	var rest uint32 // all magnitudes' bits, of which no code has the lower 22
 	var bad byte
-	code := func(v float32) byte {
-		b := math.Float32bits(v)
-		magnitude := b &^ signBit
-		rest |= magnitude & 0x3fffff
-		c := normalCodes[min(magnitude>>22-base, 15)]
-		if magnitude == 0 {
+	for i := range block {
+		low, high := math.Float32bits(values[2*i]), math.Float32bits(values[2*i+1])
+		m, n := low&^signBit, high&^signBit
+		rest |= m | n
+		c, d := normalCodes[min(m>>22-base, 15)], normalCodes[min(n>>22-base, 15)]
+		if m == 0 {
 			c = 0
 		}
-		bad |= c
-		return c&7 | byte(b>>31<<3)
+		if n == 0 {
+			d = 0
+		}
+		bad |= c | d
+		block[i] = c&7 | byte(low>>28)&8 | d&7<<4 | byte(high>>24)&0x80
 	}
-	for i := range block {
-		block[i] = code(values[2*i]) | code(values[2*i+1])<<4
-	}
-	return rest == 0 && bad < noCode
+	return rest&0x3fffff == 0 && bad < noCode
 }
 
 const (

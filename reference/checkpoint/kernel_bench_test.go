@@ -30,6 +30,7 @@ func BenchmarkInner(b *testing.B) {
 		work func()
 	}{
 		{"decode-mxfp4", func() { packed.Rows(values, 0, rows) }},
+		{"mxfp4-to-bf16", func() { packed.putBF16(turned) }},
 		{"encode-mxfp4", func() {
 			for g := range packed.Scales {
 				encodeMXFP4((*[16]byte)(packed.Blocks[16*g:]), (*[32]float32)(mlp1.Data[32*g:]))

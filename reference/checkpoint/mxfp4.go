@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"encoding/binary"
 	"math"
+	"sync"
 )
 
 // MXFP4 (OCP Microscaling Formats 1.0, E2M1 elements with E8M0 scales): groups
@@ -54,6 +55,32 @@ func (m MXFP4) Rows(dst []float32, from, n int) {
 		for i, b := range block {
 			out[2*i] = table[b&15]
 			out[2*i+1] = table[b>>4]
+		}
+	}
+}
+
+// pairs has the two bfloat16 of every byte at every scale, as they lie in a file;
+// 256 kB, of which a checkpoint uses a few scales.
+var pairs = sync.OnceValue(func() *[256][256]uint32 {
+	var table [256][256]uint32
+	for scale := range table {
+		for b := range table[scale] {
+			low, high := math.Float32bits(mxfp4[scale][b&15]), math.Float32bits(mxfp4[scale][b>>4])
+			table[scale][b] = low>>16 | high&0xffff0000
+		}
+	}
+	return &table
+})
+
+// putBF16 stores the whole matrix as bfloat16, little-endian.
+func (m MXFP4) putBF16(dst []byte) {
+	table := pairs()
+	for g, scale := range m.Scales {
+		at := &table[scale]
+		block := (*[groupBytes]byte)(m.Blocks[g*groupBytes:])
+		out := dst[g*2*groupValues:][:2*groupValues]
+		for i := 0; i < groupBytes; i += 2 {
+			binary.LittleEndian.PutUint64(out[4*i:], uint64(at[block[i]])|uint64(at[block[i+1]])<<32)
 		}
 	}
 }

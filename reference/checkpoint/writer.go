@@ -341,10 +341,14 @@ func (w *writer) straight(o *output, i item, m Matrix, at int64) []task {
 	for from := 0; from < rows; from += step {
 		tasks = append(tasks, func(s *scratch) error {
 			n := min(step, rows-from)
-			s.values = resize(s.values, n*cols)
-			m.Rows(s.values, from, n)
 			s.bytes = resize(s.bytes, n*cols*int(size))
-			if err := encode(i.DType, s.bytes, s.values); err != nil {
+			done, err := decodeBF16(i.DType, s.bytes, m, from, n)
+			if !done {
+				s.values = resize(s.values, n*cols)
+				m.Rows(s.values, from, n)
+				err = encode(i.DType, s.bytes, s.values)
+			}
+			if err != nil {
 				return err
 			}
 			defer w.done(len(s.bytes))
@@ -376,10 +380,14 @@ func (w *writer) turned(o *output, i item, m Matrix, at int64) []task {
 			s.bytes = resize(s.bytes, n*cols*size)
 			for r := 0; r < n; r += turnRows {
 				k := min(turnRows, n-r)
-				s.values = resize(s.values, k*cols)
-				m.Rows(s.values, from+r, k)
 				s.more = resize(s.more, k*cols*size)
-				if err := encode(i.DType, s.more, s.values); err != nil {
+				done, err := decodeBF16(i.DType, s.more, m, from+r, k)
+				if !done {
+					s.values = resize(s.values, k*cols)
+					m.Rows(s.values, from+r, k)
+					err = encode(i.DType, s.more, s.values)
+				}
+				if err != nil {
 					return err
 				}
 				turn(s.bytes[r*size:], s.more, k, cols, n, size)
@@ -403,27 +411,8 @@ func (w *writer) turned(o *output, i item, m Matrix, at int64) []task {
 // turn copies k rows of cols elements to columns of a matrix with lines of n
 // elements.
 func turn(dst, src []byte, k, cols, n, size int) {
-	if size == 2 {
-		for c := range cols {
-			line, from := dst[c*n*2:][:2*k], src[2*c:]
-			for len(line) >= 8 { // four rows, one store
-				v := uint64(binary.LittleEndian.Uint16(from)) |
-					uint64(binary.LittleEndian.Uint16(from[2*cols:]))<<16 |
-					uint64(binary.LittleEndian.Uint16(from[4*cols:]))<<32 |
-					uint64(binary.LittleEndian.Uint16(from[6*cols:]))<<48
-				binary.LittleEndian.PutUint64(line, v)
-				line = line[8:]
-				if len(line) > 0 {
-					from = from[8*cols:]
-				}
-			}
-			for ; len(line) > 0; line = line[2:] {
-				line[0], line[1] = from[0], from[1]
-				if len(line) > 2 {
-					from = from[2*cols:]
-				}
-			}
-		}
+	if size == 2 && k%4 == 0 && cols%4 == 0 {
+		turn16(dst, src, k, cols, n)
 		return
 	}
 	for c := range cols {
@@ -432,6 +421,54 @@ func turn(dst, src []byte, k, cols, n, size int) {
 			copy(line[r*size:(r+1)*size], src[(r*cols+c)*size:])
 		}
 	}
+}
+
+// turn16 is turn for elements of two bytes, in squares of 4 by 4: four loads and
+// four stores for sixteen elements.
+func turn16(dst, src []byte, k, cols, n int) {
+	const low, high = 0x0000ffff0000ffff, 0xffff0000ffff0000
+	for c := 0; c < cols; c += 4 {
+		for r := 0; r < k; r += 4 {
+			at := 2 * (r*cols + c)
+			a := binary.LittleEndian.Uint64(src[at:])
+			b := binary.LittleEndian.Uint64(src[at+2*cols:])
+			d := binary.LittleEndian.Uint64(src[at+4*cols:])
+			e := binary.LittleEndian.Uint64(src[at+6*cols:])
+			// Pairs of rows: elements 0 and 2, 1 and 3 of both.
+			ab02, ab13 := a&low|b&low<<16, a&high>>16|b&high
+			de02, de13 := d&low|e&low<<16, d&high>>16|e&high
+			to := 2 * (c*n + r)
+			binary.LittleEndian.PutUint64(dst[to:], ab02&0xffffffff|de02<<32)
+			binary.LittleEndian.PutUint64(dst[to+2*n:], ab13&0xffffffff|de13<<32)
+			binary.LittleEndian.PutUint64(dst[to+4*n:], ab02>>32|de02&^0xffffffff)
+			binary.LittleEndian.PutUint64(dst[to+6*n:], ab13>>32|de13&^0xffffffff)
+		}
+	}
+}
+
+// decodeBF16 stores rows of a matrix as bfloat16 by the short way, where there
+// is one.
+func decodeBF16(d tensor.DType, dst []byte, m Matrix, from, n int) (bool, error) {
+	if d != tensor.BF16 {
+		return false, nil
+	}
+	switch m := m.(type) {
+	case MXFP4:
+		part := rowsOf(m, from, n).(MXFP4)
+		if part.firstOverflow() >= 0 {
+			return true, errNotFinite
+		}
+		part.putBF16(dst)
+		return true, nil
+	case BF16:
+		data := m.Data[2*from*m.ColCount : 2*(from+n)*m.ColCount]
+		if firstNonFinite(tensor.BF16, data) >= 0 {
+			return true, errNotFinite
+		}
+		copy(dst, data)
+		return true, nil
+	}
+	return false, nil
 }
 
 // packed writes blocks and scales, as they are or encoded from values.
