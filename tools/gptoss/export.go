@@ -182,7 +182,15 @@ func validate(ctx context.Context, m *checkpoint.Model, path string, f exportFla
 		return "", err
 	}
 	if f.lastLogitsOnly {
-		if err := fillIn(ctx, m, tokens, precision, results); err != nil {
+		logits, err := filledIn(ctx, m, tokens, precision, results[taps.Logits])
+		if err != nil {
+			return "", err
+		}
+		// Apart: the logits of the reference do not follow from the graph's taps.
+		delete(results, taps.Logits)
+		if len(results) == 0 {
+			results[taps.Logits] = logits
+		} else if _, err := judgeGraph(ctx, m, tokens, precision, map[string]tensor.Tensor{taps.Logits: logits}); err != nil {
 			return "", err
 		}
 	}
@@ -200,27 +208,25 @@ func validate(ctx context.Context, m *checkpoint.Model, path string, f exportFla
 	return outcome + ", decoding token by token too", nil
 }
 
-// fillIn puts the reference's logits before those of the last token, which are
+// filledIn puts the reference's logits before those of the last token, which are
 // all that the graph puts out, so that these are judged like any others.
-func fillIn(ctx context.Context, m *checkpoint.Model, tokens []int32, precision reference.Precision, results map[string]tensor.Tensor) error {
+func filledIn(ctx context.Context, m *checkpoint.Model, tokens []int32, precision reference.Precision, last tensor.Tensor) (tensor.Tensor, error) {
 	ours, err := reference.Run(ctx, m, tokens, reference.Options{Precision: precision})
 	if err != nil {
-		return err
+		return tensor.Tensor{}, err
 	}
 	before, err := ours[taps.Logits].Float32s()
 	if err != nil {
-		return err
+		return tensor.Tensor{}, err
 	}
-	last, err := results[taps.Logits].Float32s()
+	values, err := last.Float32s()
 	if err != nil {
-		return err
+		return tensor.Tensor{}, err
 	}
-	if len(last) != m.Config.VocabSize {
-		return verdictError("validation: logits have shape %v, expected [1, %d]", results[taps.Logits].Shape, m.Config.VocabSize)
+	if len(values) != m.Config.VocabSize {
+		return tensor.Tensor{}, verdictError("validation: logits have shape %v, expected [1, %d]", last.Shape, m.Config.VocabSize)
 	}
-	all := append(before[:len(before)-len(last)], last...)
-	results[taps.Logits] = tensor.FromFloat32s([]int{len(tokens), m.Config.VocabSize}, all)
-	return nil
+	return tensor.FromFloat32s([]int{len(tokens), m.Config.VocabSize}, append(before[:len(before)-len(values)], values...)), nil
 }
 
 // judgeGraph judges what a graph put out. Of the judge's reasons to be wary, one

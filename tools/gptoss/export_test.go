@@ -55,7 +55,7 @@ func TestExportValidatesEveryOption(t *testing.T) {
 		{"--precision", "bfloat16", "--functions"},
 		{"--precision", "float16", "--experts", "dense"},
 		{"--last-logits-only", "--sequence-length", "20"},
-		{"--last-logits-only", "--kv-cache"},
+		{"--last-logits-only", "--kv-cache", "--emit-hidden-states"},
 		{"--layers", "2", "--emit-hidden-states", "--emit-block-debug"},
 	} {
 		t.Run(strings.Join(arguments, " "), func(t *testing.T) {
