@@ -497,6 +497,29 @@ func TestEquinoxRefuses(t *testing.T) {
 	}
 }
 
+func TestEquinoxRefusesBytes(t *testing.T) {
+	whole, err := os.ReadFile(filepath.Join("testdata", "equinox_bfloat16.eqx"))
+	require.NoError(t, err)
+	meta, err := os.ReadFile(filepath.Join("testdata", "equinox_bfloat16.eqx.meta.json"))
+	require.NoError(t, err)
+	for _, test := range []struct{ old, new, want string }{
+		{"'<V2'", "'<f2'", "is float16"},
+		{"'<V2'", "'<i2'", "is I16"},
+		{"'<V2'", "'>V2'", "big-endian"},
+		{"'fortran_order': False", "'fortran_order': True ", "Fortran's order"},
+		{"NUMPY", "NUMPX", "magic string"},
+		{"(11, 64)", "(11, 65)", "magic string"},
+	} {
+		path := filepath.Join(t.TempDir(), "x.eqx")
+		require.Contains(t, string(whole), test.old)
+		put(t, path, bytes.Replace(whole, []byte(test.old), []byte(test.new), 1))
+		put(t, path+".meta.json", meta)
+		_, err := Open(path)
+		require.ErrorContains(t, err, test.want)
+		require.ErrorContains(t, err, path)
+	}
+}
+
 func tinyOfTestdata(t *testing.T) config.Config {
 	c, err := config.Read(filepath.Join("testdata", "openai", "config.json"))
 	require.NoError(t, err)

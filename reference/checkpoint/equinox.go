@@ -124,6 +124,10 @@ func (l *loader) equinoxLeaves(path string, data []byte) error {
 		if err != nil {
 			return fmt.Errorf("leaf %q at byte %d: %w", name, at, err)
 		}
+		if h.DType == tensor.F16 {
+			// jax2onnx has no such model, and one wrong byte makes '<f2' of '<V2'.
+			return fmt.Errorf("leaf %q at byte %d: is float16; jax2onnx's model has float32 or bfloat16", name, at)
+		}
 		if h.Fortran && len(h.Shape) > 1 {
 			return fmt.Errorf("leaf %q at byte %d: is in Fortran's order; save it in C order", name, at)
 		}
