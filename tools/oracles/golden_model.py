@@ -9,7 +9,9 @@ shorter prompt must give the first rows of the longer one.
 import argparse
 import hashlib
 import json
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -60,9 +62,9 @@ def sampled(rows):
 # taps, which needs every key and value.
 PLAN = {
     "toy": EVERYTHING,
-    "toy128": sampled([0, 1, 2, 31, 63, 64, 100, 126, 127, 128, 129, 130, 150, 170, 190, 197, 198, 199]),
+    "toy128": sampled([0, 1, 63, 126, 127, 128, 129, 130, 170, 199]),
     "edge": [
-        *sampled([*range(20), 24, 36, 60, 100, 127, 128, 150, 200, 255, 256, 298, 299]),
+        *sampled([*range(16), 36, 100, 127, 128, 200, 256, 298, 299]),
         ("torch", "float32", False, "short", "all", None),
         ("torch", "bfloat16", False, "short", "all", None),
         ("transformers", "float32", False, "short", "all", None),
@@ -143,10 +145,6 @@ def make(fixture, output, note):
         "spread_sha256": sha256(directory / "spread.json"),
         "runs": runs,
     }
-    wanted = {r["file"] for r in runs}
-    for stale in directory.glob("*.safetensors"):
-        if stale.name not in wanted:
-            stale.unlink()
     (directory / "manifest.json").write_text(dump(manifest))
 
 
@@ -174,7 +172,13 @@ def main():
 
     torch.manual_seed(0)
     for fixture in arguments.fixtures.split(","):
-        make(fixture, arguments.output, note)
+        # Made elsewhere and moved when complete, so that files and manifest agree.
+        with tempfile.TemporaryDirectory(prefix="gptoss-golden-") as scratch:
+            make(fixture, Path(scratch), note)
+            target = arguments.output / "model" / fixture
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(Path(scratch) / "model" / fixture, target)
 
 
 if __name__ == "__main__":
