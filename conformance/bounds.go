@@ -107,6 +107,9 @@ func (a absolute) Rows(dst []float32, from, n int) {
 	}
 }
 
+// Magnitudes returns the matrix with its signs, for kernels that drop them faster.
+func (a absolute) Magnitudes() kernel.Rows { return a.Matrix }
+
 func magnitudes(x []float64) []float64 {
 	out := make([]float64, len(x))
 	for i, v := range x {

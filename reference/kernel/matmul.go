@@ -28,6 +28,12 @@ type Stacked interface {
 	Stacked() []Rows
 }
 
+// Magnitudes is a matrix of another one's absolute values, as error bounds need
+// them; the vector kernels then decode the other's bytes.
+type Magnitudes interface {
+	Magnitudes() Rows
+}
+
 // Product is one matrix product y = x·Wᵀ: x [tokens, cols] with W [rows, cols]
 // gives y [tokens, rows].
 type Product[F Float] struct {

@@ -177,6 +177,31 @@ func TestProductsDoNotDependOnTheMachine(t *testing.T) {
 	}
 }
 
+// absolute is a matrix without its signs.
+type absolute struct {
+	dense
+	signed Rows
+}
+
+func (a absolute) Magnitudes() Rows { return a.signed }
+
+// TestMagnitudes: a matrix without its signs is what its values say it is.
+func TestMagnitudes(t *testing.T) {
+	r := rand.New(rand.NewPCG(9, 10))
+	w := randomMXFP4(r, 29, 96, usualScale(r))
+	plain := dense{w.rows, w.cols, make([]float32, len(w.data))}
+	for i, v := range w.data {
+		plain.data[i] = float32(math.Abs(float64(v)))
+	}
+	for _, set := range instructionSets {
+		for _, tokens := range []int{1, 7} {
+			x := normals[float32](r, tokens*w.cols)
+			assert.Equal(t, on(set, x, Rows(plain)), on(set, x, Rows(absolute{plain, w})), set.name)
+			assert.Equal(t, on(set, widened(x), Rows(plain)), on(set, widened(x), Rows(absolute{plain, w})), set.name)
+		}
+	}
+}
+
 // cut is a matrix in two parts, one of them bfloat16.
 func cut(d dense) Rows {
 	at := (d.rows + 1) / 2

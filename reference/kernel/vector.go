@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"math"
 	"sync"
 	"unsafe"
 )
@@ -209,6 +210,13 @@ func (v *vectors[F]) decode(t task[F], from, n int, tile []F, s *scratch[F]) {
 	groups := t.cols / groupColumns
 	at := from * groups
 	switch w := t.w.(type) {
+	case Magnitudes:
+		t.w = w.Magnitudes()
+		v.decode(t, from, n, tile, s)
+		for i, x := range tile {
+			tile[i] = F(math.Abs(float64(x)))
+		}
+		return
 	case PackedMXFP4:
 		if v.decodeMXFP4 != nil {
 			blocks, scales := w.PackedMXFP4()
