@@ -20,12 +20,12 @@ import (
 
 // synthesizeFlags are the flags of `gptoss synthesize`.
 type synthesizeFlags struct {
-	layers          int
-	config, output  string
-	seed            uint64
-	noDigest        bool
-	force           bool
-	ifMissing       bool
+	layers         int
+	config, output string
+	seed           uint64
+	noDigest       bool
+	force          bool
+	ifMissing      bool
 }
 
 // synthesizeCommand makes a checkpoint of random weights at any width.
