@@ -36,6 +36,12 @@ const releaseValues = 64 << 20
 // It reads the whole checkpoint, in parallel, and reports the first weight that
 // is not finite.
 func (m *Model) Digest(ctx context.Context) (string, error) {
+	return m.DigestProgress(ctx, func(int64, int64) {})
+}
+
+// DigestProgress is Digest with a function that several goroutines call with
+// the weights (numbers) done so far and in all.
+func (m *Model) DigestProgress(ctx context.Context, progress func(done, total int64)) (string, error) {
 	type leaf struct {
 		matrix  Matrix
 		from, n int
@@ -58,6 +64,7 @@ func (m *Model) Digest(ctx context.Context) (string, error) {
 	m.Release()
 	sums := make([][sha256.Size]byte, len(leaves))
 	var values atomic.Int64
+	total := m.Weights()
 	group, ctx := errgroup.WithContext(ctx)
 	workers := min(runtime.GOMAXPROCS(0), max(len(leaves), 1))
 	for worker := range workers {
@@ -71,9 +78,11 @@ func (m *Model) Digest(ctx context.Context) (string, error) {
 				sums[i] = h.sum(l.matrix, l.from, l.n)
 				_, cols := l.matrix.Dims()
 				n := int64(l.n) * int64(cols)
-				if total := values.Add(n); total/releaseValues != (total-n)/releaseValues {
+				done := values.Add(n)
+				if done/releaseValues != (done-n)/releaseValues {
 					m.Release()
 				}
+				progress(done, total)
 			}
 			return nil
 		})

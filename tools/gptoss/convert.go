@@ -115,6 +115,7 @@ type meter struct {
 	w     io.Writer
 	title string
 	bar   *progressbar.ProgressBar
+	shown time.Time
 }
 
 func newMeter(w io.Writer, title string) *meter {
@@ -133,9 +134,11 @@ func (b *meter) set(done, total int64) {
 	defer b.mu.Unlock()
 	if b.bar == nil {
 		b.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(b.w), progressbar.OptionSetDescription(b.title),
-			progressbar.OptionShowBytes(true), progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
+			progressbar.OptionShowBytes(true), progressbar.OptionClearOnFinish())
 	}
-	if done > b.bar.State().CurrentNum {
+	// Drawing takes longer than what is counted: several times a second is enough.
+	if now := time.Now(); now.Sub(b.shown) > 100*time.Millisecond && done > b.bar.State().CurrentNum {
+		b.shown = now
 		b.bar.Set64(done)
 	}
 }

@@ -58,7 +58,10 @@ it is the same for every layout of the same model.`,
 			}
 			i.Files = len(files)
 			if !noDigest {
-				if i.Digest, err = model.Digest(cmd.Context()); err != nil {
+				bar := newMeter(cmd.ErrOrStderr(), "digest")
+				i.Digest, err = model.DigestProgress(cmd.Context(), bar.set)
+				bar.finish()
+				if err != nil {
 					return err
 				}
 			}
