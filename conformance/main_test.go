@@ -2,6 +2,7 @@ package conformance_test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -120,23 +121,44 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// finish writes the report.
+// minimumCases is what every implementation must have had of every stage but
+// generation: the prompts of toy that the recordings cover.
+const minimumCases = 5
+
+// finish writes the report. When all tests ran, it must say pass, and nothing
+// may be missing from it.
 func finish() error {
 	closed := suite.Close()
-	if listing := flag.Lookup("test.list").Value.String(); listing != "" {
+	if flag.Lookup("test.list").Value.String() != "" {
 		return closed
 	}
-	if err := recorder.Report(about()).Write(context.Background(), reportDir); err != nil {
-		return err
+	report := recorder.Report(about())
+	problems := []error{closed, report.Write(context.Background(), reportDir)}
+	if report.About.Selection != "" {
+		return errors.Join(problems...)
 	}
-	return closed
+	if report.Verdict != conformance.Pass {
+		problems = append(problems, fmt.Errorf("the report's verdict is %s: %s", report.Verdict, strings.Join(report.Reasons, "; ")))
+	}
+	rows := report.Rows()
+	if len(rows) != len(implementations()) {
+		problems = append(problems, fmt.Errorf("%d implementations were judged, of %d", len(rows), len(implementations())))
+	}
+	for _, row := range rows {
+		for _, stage := range conformance.Stages {
+			if n := row.Cells[stage].Cases; n < minimumCases && stage != conformance.StageGeneration {
+				problems = append(problems, fmt.Errorf("%s had %d cases of %s, fewer than %d", row.Implementation, n, stage, minimumCases))
+			}
+		}
+	}
+	return errors.Join(problems...)
 }
 
 func about() conformance.About {
 	return conformance.About{
 		Suite:       firstLine("git", "describe", "--always", "--dirty", "--tags"),
 		Command:     "go test ./conformance",
-		Selection:   flag.Lookup("test.run").Value.String(),
+		Selection:   selection(),
 		Date:        time.Now().UTC(),
 		Go:          runtime.Version(),
 		Platform:    runtime.GOOS + "/" + runtime.GOARCH,
@@ -152,6 +174,15 @@ func onnxRuntimeVersion() string {
 		return "missing"
 	}
 	return version
+}
+
+// selection says which tests were asked for; empty means all.
+func selection() string {
+	selected := flag.Lookup("test.run").Value.String()
+	if skipped := flag.Lookup("test.skip").Value.String(); skipped != "" {
+		selected = strings.TrimSpace(selected + " (without " + skipped + ")")
+	}
+	return selected
 }
 
 // firstLine is a program's output, or "unknown": a report without it is still one.
