@@ -1,11 +1,10 @@
-// Command write exports a small checkpoint in every combination of the pairwise
-// table, for other programs to check: DIR/NAME.onnx, and DIR/prompt.json with the
-// tokens to run them on.
+// Command graphs exports a small checkpoint in every combination of the pairwise
+// table, for other programs to check: DIR/NAME.onnx; and what they must compute:
+// DIR/truth.safetensors, with every tap in float64 and the tokens as input_ids.
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -14,7 +13,10 @@ import (
 
 	"github.com/gptoss-conformance/gptoss/exporter"
 	"github.com/gptoss-conformance/gptoss/exporter/pairwise"
+	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
+	"github.com/gptoss-conformance/gptoss/reference/taps"
+	"github.com/gptoss-conformance/gptoss/reference/tensor"
 )
 
 func main() {
@@ -24,7 +26,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := write(ctx, *path, *output); err != nil {
-		fmt.Fprintf(os.Stderr, "pairwise: %v\n", err)
+		fmt.Fprintf(os.Stderr, "graphs: %v\n", err)
 		os.Exit(2)
 	}
 }
@@ -43,13 +45,18 @@ func write(ctx context.Context, path, output string) error {
 			return fmt.Errorf("%s: %w", c.Name, err)
 		}
 	}
-	tokens := make([]int, pairwise.Length)
+	tokens := make([]int32, pairwise.Length)
 	for i := range tokens {
-		tokens[i] = (i*37 + 11) % m.Config.VocabSize
+		tokens[i] = int32((i*37 + 11) % m.Config.VocabSize)
 	}
-	text, err := json.Marshal(tokens)
+	names := taps.All(m.Config)
+	truth, err := reference.Run(ctx, m, tokens, reference.Options{Precision: reference.Float64, Taps: names})
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(output, "prompt.json"), text, 0o644)
+	list := []tensor.Named{{Name: "input_ids", Tensor: tensor.FromInt32s([]int{len(tokens)}, tokens)}}
+	for _, name := range names {
+		list = append(list, tensor.Named{Name: name, Tensor: truth[name]})
+	}
+	return tensor.WriteSafetensors(filepath.Join(output, "truth.safetensors"), list, nil)
 }
