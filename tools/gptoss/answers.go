@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -37,8 +39,10 @@ func answersCommand() *cobra.Command {
 fault of the catalogue, in float32 and in bfloat16, and write a table: what a
 single question is answered (canary), or how many of several are answered right
 (capitals). The answers are greedy, decoded with a KV cache.`,
-		Example: "  gptoss answers --fixture canary --output canary.md\n  gptoss answers --fixture capitals --every 8",
-		Args:    cobra.NoArgs,
+		Example: `  gptoss answers --fixture canary --output canary.md
+  gptoss answers --fixture canary --insert fixtures/README.md
+  gptoss answers --fixture capitals --every 8`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return answers(cmd.Context(), o, cmd.OutOrStdout())
 		},
@@ -46,6 +50,7 @@ single question is answered (canary), or how many of several are answered right
 	flags := command.Flags()
 	flags.StringVar(&o.fixture, "fixture", "", "capitals or canary")
 	flags.StringVar(&o.output, "output", "", "markdown file to write; default: stdout")
+	flags.StringVar(&o.insert, "insert", "", "markdown file whose table to replace, between <!-- answers: NAME --> and <!-- end -->")
 	flags.IntVar(&o.every, "every", 1, "ask every n-th question only")
 	if err := command.MarkFlagRequired("fixture"); err != nil {
 		panic(err) // the flag was defined above
@@ -54,8 +59,8 @@ single question is answered (canary), or how many of several are answered right
 }
 
 type answersOptions struct {
-	fixture, output string
-	every           int
+	fixture, output, insert string
+	every                   int
 }
 
 // asked is a question as row numbers; see [vocabularyRows].
@@ -135,6 +140,19 @@ func answers(ctx context.Context, o answersOptions, stdout io.Writer) error {
 	if o.every < 1 {
 		return fmt.Errorf("--every: %d is less than 1", o.every)
 	}
+	if o.output != "" && o.insert != "" {
+		return errors.New("--output and --insert exclude each other")
+	}
+	var around [2]string
+	if o.insert != "" {
+		text, err := os.ReadFile(o.insert)
+		if err != nil {
+			return fmt.Errorf("--insert: %w", err)
+		}
+		if around, err = splitAround(string(text), o.fixture); err != nil {
+			return fmt.Errorf("--insert: %s: %w", o.insert, err)
+		}
+	}
 	list, err := fixtures.Questions(o.fixture)
 	if err != nil {
 		return err
@@ -189,11 +207,26 @@ func answers(ctx context.Context, o answersOptions, stdout io.Writer) error {
 		return err
 	}
 	text := answersTable(catalogue, results, trained, len(questions))
-	if o.output == "" {
-		_, err = io.WriteString(stdout, text)
-		return err
+	switch {
+	case o.insert != "":
+		return atomicfile.Write(ctx, o.insert, []byte(around[0]+"\n"+text+around[1]))
+	case o.output != "":
+		return atomicfile.Write(ctx, o.output, []byte(text))
 	}
-	return atomicfile.Write(ctx, o.output, []byte(text))
+	_, err = io.WriteString(stdout, text)
+	return err
+}
+
+// splitAround returns what stands before and after a fixture's table, with the
+// marks that enclose it.
+func splitAround(text, fixture string) (around [2]string, err error) {
+	mark, end := fmt.Sprintf("<!-- answers: %s -->\n", fixture), "<!-- end -->"
+	before, rest, found := strings.Cut(text, mark)
+	_, after, closed := strings.Cut(rest, end)
+	if !found || !closed {
+		return around, fmt.Errorf("no %q with a %q behind it", strings.TrimSpace(mark), end)
+	}
+	return [2]string{before + mark, "\n" + end + after}, nil
 }
 
 // trainedFaults returns the faults that the fixture was trained on, which its
@@ -332,8 +365,11 @@ func canaryTable(b *bytes.Buffer, catalogue []faults.Fault, results [][2]outcome
 			}
 			if verdict == verdictNamed {
 				said = "names it"
-			} else if verdict == verdictBroken && len(said) > 40 {
+			} else if len(said) > 40 {
 				said = "nonsense"
+				if verdict == verdictFail {
+					said = "fail, in many words"
+				}
 			}
 			fmt.Fprintf(&rows, " %s | %s | %.2f |", verdict, oneLine(said), r.margin)
 		}
