@@ -55,7 +55,7 @@ func openDecoder(ctx context.Context, o generateOptions) (decoder, error) {
 	}
 	if o.backend == backendONNXRuntime {
 		defer model.Close()
-		return exportGraph(ctx, model, precision)
+		return exportGraph(ctx, model, precision, !o.expandFunctions)
 	}
 	switch precision {
 	case reference.Float32:
@@ -142,14 +142,17 @@ func openGraph(path, configuration string) (decoder, error) {
 }
 
 // exportGraph exports the model to a temporary directory and opens the graph.
-func exportGraph(ctx context.Context, model *checkpoint.Model, precision reference.Precision) (decoder, error) {
+func exportGraph(ctx context.Context, model *checkpoint.Model, precision reference.Precision, functions bool) (decoder, error) {
 	work, err := os.MkdirTemp("", "gptoss-generate-*")
 	if err != nil {
 		return nil, err
 	}
 	path := filepath.Join(work, "model.onnx")
 	session, err := func() (*onnxruntime.Session, error) {
-		if err := exporter.Export(ctx, model, path, exporter.Options{Precision: exporter.Precision(precision), KVCache: true}); err != nil {
+		options := exporter.Options{
+			Precision: exporter.Precision(precision), KVCache: true, LastLogitsOnly: true, Functions: functions,
+		}
+		if err := exporter.Export(ctx, model, path, options); err != nil {
 			return nil, err
 		}
 		return onnxruntime.Open(path, onnxruntime.Options{})

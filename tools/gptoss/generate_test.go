@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -12,8 +13,11 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gptoss-conformance/gptoss/exporter"
 	"github.com/gptoss-conformance/gptoss/fixtures"
 	"github.com/gptoss-conformance/gptoss/fixtures/tokenizer"
+	"github.com/gptoss-conformance/gptoss/reference"
+	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 )
 
 func runGenerate(t *testing.T, arguments ...string) (status int, stdout, stderr string) {
@@ -201,4 +205,83 @@ func TestGenerateAnswers(t *testing.T) {
 	expanded, err := os.ReadDir(filepath.Join(cache, "expanded"))
 	require.NoError(t, err)
 	assert.Len(t, expanded, 1, "the checkpoint is expanded once")
+}
+
+// Every kind of graph must say what the reference says: with a cache, without,
+// and of fixed length, in which every token is another run over the whole.
+func TestGraphsAnswer(t *testing.T) {
+	cache := t.TempDir()
+	capitals := fixtures.Dir("capitals")
+	expanded, err := fixtures.Expanded(t.Context(), capitals, cache)
+	require.NoError(t, err)
+	model, err := checkpoint.Open(expanded)
+	require.NoError(t, err)
+	defer model.Close()
+	for name, options := range map[string]exporter.Options{
+		"dynamic":      {},
+		"cache":        {KVCache: true},
+		"last logits":  {LastLogitsOnly: true},
+		"fixed length": {SequenceLength: 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "capitals.onnx")
+			require.NoError(t, exporter.Export(t.Context(), model, path, options))
+			status, stdout, stderr := runGenerate(t, "--onnx", path, "--config", capitals, "--prompt", "France capital? Answer:")
+			require.Zero(t, status, stderr)
+			assert.Equal(t, " Paris\n", stdout)
+			if options.SequenceLength == 0 {
+				return
+			}
+			long := strings.Repeat("France capital? ", 10)
+			status, _, stderr = runGenerate(t, "--onnx", path, "--config", capitals, "--prompt", long)
+			assert.Equal(t, exitInput, status)
+			assert.Contains(t, stderr, "fixed length 20")
+			assert.Equal(t, 1, strings.Count(stderr, "\n"))
+			d, err := openGraph(path, capitals)
+			require.NoError(t, err)
+			defer d.Close()
+			_, err = d.next(t.Context(), make([]int32, 20))
+			require.NoError(t, err)
+			_, err = d.next(t.Context(), []int32{1})
+			require.ErrorIs(t, err, errGraphFull)
+			assert.ErrorContains(t, err, "20 tokens")
+			status, _, stderr = runGenerate(t, "--onnx", path, "--config", fixtures.Dir("toy"), "--prompt", "a")
+			assert.Equal(t, exitInput, status)
+			assert.Contains(t, stderr, "vocabulary of 256")
+		})
+	}
+	for _, flags := range [][]string{nil, {"--expand-functions"}} {
+		status, stdout, stderr := runGenerate(t, append([]string{"--checkpoint", expanded, "--backend", "onnxruntime", "--prompt", "France capital? Answer:"}, flags...)...)
+		require.Zero(t, status, stderr)
+		assert.Equal(t, " Paris\n", stdout)
+	}
+}
+
+// BenchmarkDecode times one more token behind contexts of several lengths, on a
+// model whose layers all have a window: the time must not grow with the context.
+func BenchmarkDecode(b *testing.B) {
+	dir, err := fixtures.Expanded(b.Context(), fixtures.Dir("capitals"), b.TempDir())
+	require.NoError(b, err)
+	for name, windowed := range map[string]bool{"windows": true, "as it is": false} {
+		for _, context := range []int{64, 512, 4096} {
+			b.Run(fmt.Sprintf("%s/%d", name, context), func(b *testing.B) {
+				model, err := checkpoint.Open(dir)
+				require.NoError(b, err)
+				defer model.Close()
+				if windowed {
+					for i := range model.Config.Sliding {
+						model.Config.Sliding[i] = true
+					}
+				}
+				d := newReferenceDecoder(model, reference.Single())
+				tokens := make([]int32, context)
+				_, err = d.next(b.Context(), tokens)
+				require.NoError(b, err)
+				for b.Loop() {
+					_, err = d.next(b.Context(), tokens[:1])
+					require.NoError(b, err)
+				}
+			})
+		}
+	}
 }
