@@ -96,6 +96,7 @@ type writer struct {
 	progress func(written, total int64)
 	total    int64
 	written  atomic.Int64
+	touched  atomic.Int64 // bytes of the source that were read, or more
 	released atomic.Int64
 }
 
@@ -184,14 +185,16 @@ func (w *writer) write(ctx context.Context, outputs []*output, items map[*output
 	return nil
 }
 
-// done counts what was written.
-func (w *writer) done(n int) {
-	written := w.written.Add(int64(n))
-	if last := w.released.Load(); written-last >= releaseEvery && w.released.CompareAndSwap(last, written) {
+// done counts what was written, and values that were read for it.
+func (w *writer) done(written, values int) {
+	// The source may hold float32, whatever is written.
+	touched := w.touched.Add(4 * int64(values))
+	if last := w.released.Load(); touched-last >= releaseEvery && w.released.CompareAndSwap(last, touched) {
 		w.model.Release()
 	}
+	total := w.written.Add(int64(written))
 	if w.progress != nil {
-		w.progress(written, w.total)
+		w.progress(total, w.total)
 	}
 }
 
@@ -202,7 +205,7 @@ func (w *writer) tasks(o *output, i item) []task {
 	}
 	if i.parts == nil {
 		return []task{func(*scratch) error {
-			w.done(len(i.raw))
+			w.done(len(i.raw), 0)
 			return o.writeAt(i.Name, i.raw, 0)
 		}}
 	}
@@ -331,7 +334,7 @@ func (w *writer) straight(o *output, i item, m Matrix, at int64) []task {
 				if firstNonFinite(d, chunk) >= 0 {
 					return errNotFinite
 				}
-				defer w.done(len(chunk))
+				defer w.done(len(chunk), len(chunk)/4) // exactly what is read
 				return o.writeAt(i.Name, chunk, at*size+int64(from))
 			})
 		}
@@ -351,7 +354,7 @@ func (w *writer) straight(o *output, i item, m Matrix, at int64) []task {
 			if err != nil {
 				return err
 			}
-			defer w.done(len(s.bytes))
+			defer w.done(len(s.bytes), n*cols)
 			return o.writeAt(i.Name, s.bytes, (at+int64(from)*int64(cols))*size)
 		})
 	}
@@ -392,7 +395,7 @@ func (w *writer) turned(o *output, i item, m Matrix, at int64) []task {
 				}
 				turn(s.bytes[r*size:], s.more, k, cols, n, size)
 			}
-			defer w.done(len(s.bytes))
+			defer w.done(len(s.bytes), n*cols)
 			if n == rows {
 				return o.writeAt(i.Name, s.bytes, at*int64(size))
 			}
@@ -485,7 +488,8 @@ func (w *writer) packed(o *output, i item, m Matrix, expert int, at int64) []tas
 				if chunk.firstOverflow() >= 0 {
 					return errNotFinite
 				}
-				defer w.done(len(chunk.Blocks) + len(chunk.Scales))
+				size := len(chunk.Blocks) + len(chunk.Scales)
+				defer w.done(size, size/4)
 				first := at + int64(from)*int64(groups)
 				if err := o.writeAt(i.Name, chunk.Blocks, first*groupBytes); err != nil {
 					return err
@@ -517,7 +521,7 @@ func (w *writer) packed(o *output, i item, m Matrix, expert int, at int64) []tas
 				}
 				s.more[g] = scale
 			}
-			defer w.done(len(s.bytes) + len(s.more))
+			defer w.done(len(s.bytes)+len(s.more), n*cols)
 			first := at + int64(from)*int64(groups)
 			if err := o.writeAt(i.Name, s.bytes, first*groupBytes); err != nil {
 				return err
