@@ -83,9 +83,10 @@ func synthetic(c config.Config) *Model {
 	return m
 }
 
-// peak reports the process's largest resident memory since the last call of
-// restart, where Linux says so.
+// peak reports processor time and the largest resident memory since the last
+// call of restart, where Linux says so.
 func peak(b *testing.B) {
+	b.ReportMetric(cpuSeconds()-started, "cpu-s")
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return
@@ -97,9 +98,28 @@ func peak(b *testing.B) {
 	}
 }
 
-// restart makes the next peak count from now.
+// cpuSeconds returns the processor time of this process, where Linux says so.
+func cpuSeconds() float64 {
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		return 0
+	}
+	// After the name, which may have spaces: fields 3 on; 14 and 15 are user and
+	// system time in hundredths of a second.
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	var user, system float64
+	fmt.Sscan(fields[11], &user)
+	fmt.Sscan(fields[12], &system)
+	return (user + system) / 100
+}
+
+// started is the processor time at the last restart.
+var started float64
+
+// restart makes the next peak and processor time count from now.
 func restart(m *Model) {
 	m.Release()
+	started = cpuSeconds()
 	runtime.GC()
 	debug.FreeOSMemory()
 	_ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) // elsewhere the peak counts from the start

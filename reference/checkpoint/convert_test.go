@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/x448/float16"
 
 	"github.com/gptoss-conformance/gptoss/reference/config"
 	"github.com/gptoss-conformance/gptoss/reference/tensor"
@@ -300,6 +301,38 @@ func TestWriteKeepsWhatItCan(t *testing.T) {
 		// Ties to the even code: 5 to 4, 3.5 to 4, 2.5 to 2, 1.75 to 2, 0.25 to 0, 0.75 to 1.
 		require.Equal(t, []float32{6, 4, 4, 2, -2, 0, 1, 0, 6}, row[:9])
 	})
+}
+
+func TestFloat16(t *testing.T) {
+	m := altered(t, func(m *Model) {
+		for _, w := range m.canonical() {
+			values := decodedValues(w.matrix).Data
+			for i, v := range values {
+				if float16.Fromfloat32(v).Float32() != v {
+					values[i] = 0
+				}
+			}
+		}
+	})
+	for layout, o := range map[string]WriteOptions{
+		Flax:        {DType: tensor.F16},
+		HuggingFace: {DType: tensor.F16, Experts: ExpertsDense},
+		OpenAI:      {DType: tensor.F16},
+	} {
+		path := filepath.Join(t.TempDir(), "x")
+		require.NoError(t, m.Write(t.Context(), layout, path, o))
+		got := open(t, path)
+		requireSameModel(t, m, got)
+		require.Equal(t, digest(t, m), digest(t, got))
+		types := map[tensor.DType]int{}
+		for _, info := range got.Tensors() {
+			types[info.DType]++
+		}
+		require.Greater(t, types[tensor.F16], 10)
+		back := filepath.Join(t.TempDir(), "y")
+		require.NoError(t, got.Write(t.Context(), OpenAI, back, WriteOptions{}))
+		require.Equal(t, digest(t, m), digest(t, open(t, back)))
+	}
 }
 
 func TestQuantizeMXFP4(t *testing.T) {

@@ -97,6 +97,33 @@ func TestForwardIsTheSameFromEveryLayout(t *testing.T) {
 	}
 }
 
+// The fixtures from every layout: the same digest, and the same outputs bit for bit.
+func TestFixturesFromEveryLayout(t *testing.T) {
+	for _, name := range []string{"toy", "toy128", "edge"} {
+		fixture := filepath.Join("..", "..", "fixtures", name)
+		run := func(path string) map[string]tensor.Tensor {
+			output := filepath.Join(t.TempDir(), "out.safetensors")
+			status, _, stderr := gptoss(t, "forward", "--checkpoint", path, "--tokens", "1,2,3,4,5,10,0,7,200,9,11,12,13,14,15", "--taps", "all", "--output", output)
+			require.Zero(t, status, stderr)
+			all, err := tensor.ReadSafetensors(output)
+			require.NoError(t, err)
+			return all
+		}
+		sum, want := inspectedDigest(t, fixture), run(fixture)
+		for _, to := range [][]string{{"openai", "--shard-size", "100KB"}, {"huggingface"}, {"huggingface", "--experts", "dense"}, {"flax"}, {"flax", "--dtype", "float32"}, {"equinox"}} {
+			output := filepath.Join(t.TempDir(), "x")
+			status, _, stderr := gptoss(t, append([]string{"convert", "--from", fixture, "--output", output, "--to"}, to...)...)
+			require.Zero(t, status, stderr)
+			require.Equal(t, sum, inspectedDigest(t, output), "%s as %s", name, to)
+			got := run(output)
+			require.Len(t, got, len(want))
+			for tap := range want {
+				require.True(t, bytes.Equal(want[tap].Data, got[tap].Data), "%s of %s as %s", tap, name, to)
+			}
+		}
+	}
+}
+
 func TestInspectText(t *testing.T) {
 	status, stdout, stderr := gptoss(t, "inspect", filepath.Join(layouts, "openai"))
 	require.Zero(t, status, stderr)
