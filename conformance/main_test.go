@@ -100,6 +100,8 @@ func inDefaultTier(i conformance.Implementation, fixture, prompt string) bool {
 		return true
 	case strings.HasPrefix(i.Name(), "onnxruntime") && !strings.HasSuffix(i.Name(), onnxruntime.OptimizeAll):
 		return fixture == "edge" && prompt == "short"
+	case fixture == "toy128" && strings.HasPrefix(i.Name(), "onnxruntime"):
+		return prompt == "one" || prompt == "full"
 	case fixture == "toy128":
 		return prompt == "one" || prompt == "window+1" || prompt == "full"
 	}

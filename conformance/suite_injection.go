@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/gptoss-conformance/gptoss/golden"
@@ -37,7 +38,17 @@ type injection struct {
 	exact map[string]tensor.Tensor
 	// bitwise asks for the golden's very values of a float64 subject.
 	bitwise bool
+	// bounds are the same for every subject of a precision.
+	bounds *boundMemory
 }
+
+// boundMemory computes an injection's expectation once per precision.
+type boundMemory struct {
+	mutex sync.Mutex
+	known map[reference.Precision]*remembered[expectation]
+}
+
+type expectation struct{ want, bound []float64 }
 
 // Injected judges one stage of every implementation that can run single stages
 // on the golden stage cases: real widths, far positions, awkward values. Sub-tests
@@ -195,16 +206,11 @@ func (in injection) judge(ctx context.Context, p reference.Precision, results ma
 			}
 		}
 	} else {
-		e, err := in.evaluation(ctx)
+		expected, err := entry(&in.bounds.mutex, &in.bounds.known, p).get(func() (expectation, error) { return in.expect(ctx, p) })
 		if err != nil {
 			return f, err
 		}
-		layer, name := taps.Split(full)
-		whole := e.compute(full)
-		if in.exact != nil {
-			want = in.cut(whole)
-		}
-		bound = in.cut(checks[name].bound(bounding{roundoff: roundoffOf(p.Format()), truth: e, layer: layer, name: name}, whole))
+		want, bound = expected.want, expected.bound
 	}
 	got = in.cut(got)
 	if len(got) != len(want) {
@@ -218,6 +224,23 @@ func (in injection) judge(ctx context.Context, p reference.Precision, results ma
 		f.Worst.Index[0] = in.rows[f.Worst.Index[0]]
 	}
 	return f, nil
+}
+
+// expect returns what a subject of a precision must give, and how near.
+func (in injection) expect(ctx context.Context, p reference.Precision) (expectation, error) {
+	e, err := in.evaluation(ctx)
+	if err != nil {
+		return expectation{}, err
+	}
+	full := in.full()
+	layer, name := taps.Split(full)
+	whole := e.compute(full)
+	want := in.want
+	if in.exact != nil {
+		want = in.cut(whole)
+	}
+	bound := checks[name].bound(bounding{roundoff: roundoffOf(p.Format()), truth: e, layer: layer, name: name}, whole)
+	return expectation{want, in.cut(bound)}, ctx.Err()
 }
 
 // full is the tap's name in a model of one layer.
@@ -454,7 +477,7 @@ func (b *caseBuilder) output(name string) []float64 {
 
 func (b *caseBuilder) add(tap string, c config.Config, block checkpoint.Block, inputs map[string]tensor.Tensor, want []float64) *injection {
 	b.made = append(b.made, injection{
-		tap: tap, want: want,
+		tap: tap, want: want, bounds: new(boundMemory),
 		input: StageInput{Model: &checkpoint.Model{Config: c, Blocks: []checkpoint.Block{block}}, Inputs: inputs},
 	})
 	return &b.made[len(b.made)-1]
