@@ -75,7 +75,11 @@ func (j *judging) hypotheses() []hypothesis {
 			continue
 		}
 		for _, variant := range append([]faults.Fault{f}, f.Variants...) {
-			list = append(list, hypothesis{[]faults.Fault{variant}, faults.Apply(variant, j.model)})
+			model := faults.Apply(variant, j.model)
+			if variant.Checkpoint != nil {
+				model.Weights = model.Weights.Densify(densifyBelow)
+			}
+			list = append(list, hypothesis{[]faults.Fault{variant}, model})
 		}
 	}
 	return list
@@ -100,9 +104,15 @@ func (h hypothesis) cached() bool {
 // same reports whether two single hypotheses are variants of one fault.
 func (h hypothesis) same(g hypothesis) bool { return h.faults[0].ID == g.faults[0].ID }
 
-// and applies a second hypothesis' fault on top.
+// and applies a second hypothesis' fault on top. Changed weights are decoded only
+// once for every fault, not for every pair.
 func (h hypothesis) and(g hypothesis) hypothesis {
-	return hypothesis{append(slices.Clone(h.faults), g.faults...), faults.Apply(g.faults[0], h.model)}
+	m, f := h.model, g.faults[0]
+	if h.faults[0].Checkpoint == nil && f.Checkpoint != nil {
+		m.Weights = g.model.Weights // made from the right weights, which are still h's
+		f.Checkpoint = nil
+	}
+	return hypothesis{append(slices.Clone(h.faults), g.faults...), faults.Apply(f, m)}
 }
 
 // diagnose looks for the fault, or the pair of faults, under which the subject

@@ -199,18 +199,16 @@ func printVerdict(w io.Writer, v *conformance.Verdict) {
 	printDiagnosis(w, v)
 }
 
+// printStages writes a row for each stage: the worst error of the stage judged
+// alone (or over the gap between two taps), and that of the free run, which also
+// has in it what went wrong upstream.
 func printStages(w io.Writer, v *conformance.Verdict) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "stage\tworst error ÷ bound\tat\tmethod\tverdict")
+	fmt.Fprintln(table, "error ÷ bound\tby itself\tat\tfree-running\tat")
 	for _, stage := range conformance.Stages {
-		var worst *conformance.Finding
-		for i, f := range v.Findings {
-			if f.Stage == stage && (worst == nil || f.Ratio > worst.Ratio) {
-				worst = &v.Findings[i]
-			}
-		}
-		if worst != nil {
-			fmt.Fprintf(table, "%s\t%.3g\t%s\t%s\t%s\n", stage, worst.Ratio, worst.Tap, worst.Method, worst.Verdict)
+		alone, free := worstOf(v, stage, false), worstOf(v, stage, true)
+		if alone != nil || free != nil {
+			fmt.Fprintf(table, "%s\t%s\t%s\n", stage, cells(alone), cells(free))
 		}
 	}
 	table.Flush()
@@ -218,6 +216,24 @@ func printStages(w io.Writer, v *conformance.Verdict) {
 		fmt.Fprintf(w, "\nlogits: max |Δ| %.3g, KL mean %.3g, KL p95 %.3g, cosine %.6f, top-1 %.3f, top-5 %.3f (these decide nothing)\n",
 			s.MaxDiff, s.KLMean, s.KL95, s.Cosine, s.Top1, s.Top5)
 	}
+}
+
+// worstOf finds a stage's worst finding of the free run, or of the other methods.
+func worstOf(v *conformance.Verdict, stage string, free bool) *conformance.Finding {
+	var worst *conformance.Finding
+	for i, f := range v.Findings {
+		if f.Stage == stage && (f.Method == conformance.FreeRunning) == free && (worst == nil || f.Ratio > worst.Ratio) {
+			worst = &v.Findings[i]
+		}
+	}
+	return worst
+}
+
+func cells(f *conformance.Finding) string {
+	if f == nil {
+		return "–\t"
+	}
+	return fmt.Sprintf("%.3g %s\t%s", f.Ratio, f.Verdict, f.Tap)
 }
 
 func printDiagnosis(w io.Writer, v *conformance.Verdict) {
