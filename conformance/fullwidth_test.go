@@ -4,6 +4,7 @@ package conformance_test
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -325,6 +326,7 @@ const driftFactor = 4
 // compared elements, and the largest error where no choice of experts differs.
 func compareDrift(t *testing.T, got, yardstick, truth sampled) {
 	t.Helper()
+	require.NotEmpty(t, got.reals)
 	worst, at := 0.0, ""
 	for name, want := range truth.reals {
 		values, ok := got.reals[name]
@@ -448,6 +450,7 @@ type namedRun struct {
 
 // runTier is both tiers' test.
 func (f fullWidth) runTier(t *testing.T, routingFile string) {
+	t.Helper()
 	runs := map[string]sampled{}
 	step := func(name string, run func(t *testing.T) sampled) {
 		t.Run(name, func(t *testing.T) { runs[name] = run(t) })
@@ -462,27 +465,40 @@ func (f fullWidth) runTier(t *testing.T, routingFile string) {
 		}
 		return s
 	})
-	step("reference-float32", func(t *testing.T) sampled { return f.runReference(t, reference.Float32, true) })
-	step("reference-bfloat16", func(t *testing.T) sampled { return f.runReference(t, reference.BFloat16, true) })
+	step("reference-float32", func(t *testing.T) sampled { return f.runReference(t, reference.Float32, false) })
+	step("reference-bfloat16", func(t *testing.T) sampled { return f.runReference(t, reference.BFloat16, false) })
 	twoLayers := f.model.Config.Layers <= 2
 	step("onnx-onnxruntime", func(t *testing.T) sampled { return f.runGraph(t, exporter.OperatorsONNXRuntime, twoLayers) })
 	step("onnx-portable", func(t *testing.T) sampled { return f.runGraph(t, exporter.OperatorsPortable, twoLayers) })
+	f.compare(t, runs, routingFile)
+	for _, p := range []reference.Precision{reference.Float32, reference.BFloat16} {
+		t.Run("stages/reference-"+string(p), func(t *testing.T) { f.runReference(t, p, true) })
+	}
+}
+
+// compare measures every run that was made by an independent one in the same
+// precision.
+func (f fullWidth) compare(t *testing.T, runs map[string]sampled, routingFile string) {
+	truth, single, short := f.runs[reference.Float64], f.runs[reference.Float32], f.runs[reference.BFloat16]
+	yardsticks := map[string]sampled{
+		"reference-float32": single, "onnx-onnxruntime": single, "onnx-portable": single, "reference-bfloat16": short,
+		"torch-float32": runs["reference-float32"], "torch-bfloat16": runs["reference-bfloat16"],
+	}
 	if f.own { // of a real checkpoint there are no runs of torch
-		f.runs[reference.Float32], f.runs[reference.BFloat16] = runs["onnx-onnxruntime"], runs["reference-bfloat16"]
+		yardsticks = map[string]sampled{
+			"reference-float32": runs["onnx-onnxruntime"],
+			"onnx-onnxruntime":  runs["reference-float32"], "onnx-portable": runs["reference-float32"],
+		}
 	}
-	if t.Failed() {
+	runs["torch-float32"], runs["torch-bfloat16"] = single, short
+	var named []namedRun
+	for _, name := range slices.Sorted(maps.Keys(yardsticks)) {
+		if len(runs[name].reals) > 0 && len(yardsticks[name].reals) > 0 { // -run may leave some out
+			named = append(named, namedRun{name, runs[name], yardsticks[name]})
+		}
+	}
+	if len(truth.gates) == 0 {
 		return
-	}
-	truth := f.runs[reference.Float64]
-	single, short := f.runs[reference.Float32], f.runs[reference.BFloat16]
-	named := []namedRun{
-		{"reference-float32", runs["reference-float32"], single},
-		{"onnx-onnxruntime", runs["onnx-onnxruntime"], single},
-		{"onnx-portable", runs["onnx-portable"], single},
-		{"reference-bfloat16", runs["reference-bfloat16"], short},
-	}
-	if !f.own {
-		named = append(named, namedRun{"torch-float32", single, runs["reference-float32"]}, namedRun{"torch-bfloat16", short, runs["reference-bfloat16"]})
 	}
 	for _, r := range named {
 		t.Run("drift/"+r.name, func(t *testing.T) { compareDrift(t, r.run, r.yardstick, truth) })
