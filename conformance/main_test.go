@@ -59,7 +59,7 @@ func implementations() []conformance.Implementation {
 		}
 		list = append(list, staticGraph{graph(experts, onnxruntime.OptimizeAll), experts})
 	}
-	return list
+	return append(list, onnxruntime.New("onnxruntime-packed-cache", exporter.Options{KVCache: true}, onnxruntime.Options{Threads: 1}))
 }
 
 // graph exports with dynamic length and runs at one level of ONNX Runtime's own
