@@ -46,6 +46,13 @@ build: onnxruntime ## Make build/gptoss
 bench: onnxruntime ## Run the benchmarks
 	go test -run '^$$' -bench . -benchmem $(PACKAGES)
 
+.PHONY: separation
+separation: $(BUILD)/report/report.json ## Measure right implementations against faults, into conformance/README.md
+	go run ./tools/gptoss separation --report $(BUILD)/report/report.json --write conformance/README.md
+
+$(BUILD)/report/report.json:
+	$(MAKE) conformance
+
 .PHONY: clean
 clean: ## Remove build/, but not the oracles' environment
 	find $(BUILD) -mindepth 1 -maxdepth 1 ! -name oracles -exec rm -rf {} + 2>/dev/null || true
