@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gptoss-conformance/gptoss/exporter/onnxpb"
@@ -149,21 +150,32 @@ func Export(ctx context.Context, m *checkpoint.Model, path string, o Options) er
 	if err != nil {
 		return err
 	}
-	digest, err := m.Digest(ctx)
-	if err != nil {
+	g.layOut(dataName(path))
+	// The digest reads all weights, and so does the data file: at the same time
+	// each page comes from the disk once.
+	var digest string
+	group, groupContext := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		digest, err = m.Digest(groupContext)
 		return err
-	}
-	message := g.layOut(dataName(path))
-	describe(message, m, o, digest)
-	return write(ctx, g, message, path, o)
+	})
+	return write(ctx, g, path, o, func(write func(ctx context.Context) error) (*onnxpb.ModelProto, error) {
+		group.Go(func() error { return write(groupContext) })
+		if err := group.Wait(); err != nil {
+			return nil, err
+		}
+		message := g.message("gpt-oss")
+		describe(message, m, o, digest)
+		return message, nil
+	})
 }
 
 func dataName(path string) string { return filepath.Base(path) + ".data" }
 
-// write puts the graph and its weights under temporary names and renames them.
-func write(ctx context.Context, g *Graph, message *onnxpb.ModelProto, path string, o Options) error {
-	graphBytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(message)
-	if err != nil {
+// write puts weights and graph under temporary names and renames them. The graph
+// comes from finish, which is given the function that writes the weights.
+func write(ctx context.Context, g *Graph, path string, o Options, finish func(write func(ctx context.Context) error) (*onnxpb.ModelProto, error)) error {
+	if err := checkSpace(filepath.Dir(path), g.dataSize); err != nil {
 		return err
 	}
 	// A directory, because the graph names its data file: both must have their own
@@ -174,14 +186,21 @@ func write(ctx context.Context, g *Graph, message *onnxpb.ModelProto, path strin
 	}
 	defer os.RemoveAll(work)
 	graphFile, dataFile := filepath.Join(work, filepath.Base(path)), filepath.Join(work, dataName(path))
-	if err := os.WriteFile(graphFile, graphBytes, 0o666); err != nil {
-		return err
-	}
 	var progress func(int64)
 	if total := g.dataSize; o.Progress != nil {
 		progress = func(written int64) { o.Progress(written, total) }
 	}
-	if err := writeFile(dataFile, func(w *os.File) error { return g.writeData(ctx, w, progress) }); err != nil {
+	message, err := finish(func(ctx context.Context) error {
+		return writeFile(dataFile, func(w *os.File) error { return g.writeData(ctx, w, progress) })
+	})
+	if err != nil {
+		return err
+	}
+	graphBytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(message)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(graphFile, graphBytes, 0o666); err != nil {
 		return err
 	}
 	if o.Validate != nil {

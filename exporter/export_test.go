@@ -375,6 +375,13 @@ func TestBadOptionsAreRefused(t *testing.T) {
 	requireFiles(t, dir, nil)
 }
 
+func TestWeightsThatDoNotFitTheDiskAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	err := write(t.Context(), &Graph{dataSize: 1 << 60}, filepath.Join(dir, "m.onnx"), Options{}, nil)
+	require.ErrorContains(t, err, "GB are free")
+	requireFiles(t, dir, nil)
+}
+
 func TestPackedNeedsMXFP4(t *testing.T) {
 	m := *toy(t)
 	m.Blocks = slices.Clone(m.Blocks)

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/gptoss-conformance/gptoss/exporter/onnxpb"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 	"github.com/gptoss-conformance/gptoss/reference/taps"
 )
@@ -60,9 +61,12 @@ func ExportStage(ctx context.Context, m *checkpoint.Model, layer int, wanted []s
 	if err := b.graph.Err(); err != nil {
 		return err
 	}
-	message := b.graph.layOut(dataName(path))
-	message.ProducerName = proto.String(Producer)
-	return write(ctx, b.graph, message, path, o)
+	b.graph.layOut(dataName(path))
+	return write(ctx, b.graph, path, o, func(write func(ctx context.Context) error) (*onnxpb.ModelProto, error) {
+		message := b.graph.message("gpt-oss stage")
+		message.ProducerName = proto.String(Producer)
+		return message, write(ctx)
+	})
 }
 
 // outputSuffix tells an output of a stage's graph from an input of the same tap.

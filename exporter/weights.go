@@ -190,8 +190,8 @@ const (
 )
 
 // layOut gives every weight that does not fit inline its place in the data file
-// called location, in order of creation, and returns the whole model.
-func (g *Graph) layOut(location string) *onnxpb.ModelProto {
+// called location, in order of creation.
+func (g *Graph) layOut(location string) {
 	var end int64
 	for _, w := range g.initializers {
 		size := w.source.Size()
@@ -207,7 +207,6 @@ func (g *Graph) layOut(location string) *onnxpb.ModelProto {
 		end = w.offset + size
 	}
 	g.dataSize = end
-	return g.message("gpt-oss")
 }
 
 // writeData streams the weights in the order of their offsets. It keeps no more
