@@ -59,7 +59,9 @@ func implementations() []conformance.Implementation {
 		}
 		list = append(list, staticGraph{graph(experts, onnxruntime.OptimizeAll), experts})
 	}
-	return append(list, onnxruntime.New("onnxruntime-packed-cache", exporter.Options{KVCache: true}, onnxruntime.Options{Threads: 1}))
+	return append(list,
+		onnxruntime.New("onnxruntime-packed-cache", exporter.Options{KVCache: true}, onnxruntime.Options{Threads: 1}),
+		onnxruntime.New("onnxruntime-own-operators", exporter.Options{Operators: exporter.OperatorsONNXRuntime}, onnxruntime.Options{Threads: 1}))
 }
 
 // graph exports with dynamic length and runs at one level of ONNX Runtime's own
