@@ -48,7 +48,7 @@ var checks = map[string]check{
 	taps.Activated:        {StageExperts, []string{taps.Prelinear}, boundActivated},
 	taps.ExpertOutputs:    {StageExperts, []string{taps.Activated, taps.ExpertIndices}, boundExpertOutputs},
 	taps.Fused:            {StageExperts, []string{taps.ExpertOutputs, taps.ExpertIndices, taps.ExpertWeights}, boundFused},
-	taps.Output:           {StageExperts, []string{taps.PostAttention, taps.Fused}, boundSum},
+	taps.Output:           {StageExperts, []string{taps.PostAttention, taps.Fused}, boundOutput},
 	taps.FinalNorm:        {StageRMSNorm, []string{previousOutput}, boundRMSNorm},
 	taps.Logits:           {StageLogits, []string{taps.FinalNorm}, boundLogits},
 }
