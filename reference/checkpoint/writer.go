@@ -8,6 +8,7 @@ import (
 	"math"
 	"runtime"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/x448/float16"
@@ -34,6 +35,10 @@ type output struct {
 	places map[string][]run // a tensor's pieces, in order; Flax cuts large ones
 	size   int64
 	file   *atomicfile.File
+
+	// Writers wait here and not in the kernel, which lets one write to a file at
+	// a time too, and spins meanwhile.
+	mu sync.Mutex
 }
 
 // run is a stretch of a file.
@@ -62,7 +67,10 @@ func (o *output) writeAt(name string, p []byte, at int64) error {
 	for _, r := range o.places[name] {
 		if at < r.length && len(p) > 0 {
 			n := min(int64(len(p)), r.length-at)
-			if _, err := o.file.WriteAt(p[:n], r.at+at); err != nil {
+			o.mu.Lock()
+			_, err := o.file.WriteAt(p[:n], r.at+at)
+			o.mu.Unlock()
+			if err != nil {
 				return err
 			}
 			p, at = p[n:], 0
@@ -279,6 +287,11 @@ func rowsOf(m Matrix, from, n int) Matrix {
 	case MXFP4:
 		groups := cols / groupValues
 		return MXFP4{n, cols, m.Blocks[from*groups*groupBytes : (from+n)*groups*groupBytes], m.Scales[from*groups : (from+n)*groups]}
+	case Chunked:
+		if !m.Transposed {
+			m.RowCount, m.Start = n, m.Start+from*cols
+			return m
+		}
 	case Stack:
 		var parts []Matrix
 		for _, p := range m.Parts {
