@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
@@ -241,33 +240,4 @@ func publish(graphFile, dataFile, path string) error {
 		return errors.Join(err, os.Remove(data))
 	}
 	return nil
-}
-
-// describe fills in who made the graph, from what and how.
-func describe(model *onnxpb.ModelProto, m *checkpoint.Model, o Options, digest string) {
-	model.ProducerName = proto.String(Producer)
-	if o.Version != "" {
-		model.ProducerVersion = proto.String(o.Version)
-	}
-	length := "dynamic"
-	if o.SequenceLength > 0 {
-		length = strconv.Itoa(o.SequenceLength)
-	}
-	property := func(key, value string) {
-		model.MetadataProps = append(model.MetadataProps, &onnxpb.StringStringEntryProto{
-			Key: proto.String(key), Value: proto.String(value),
-		})
-	}
-	property("gptoss.checkpoint", digest)
-	property("gptoss.operators", string(o.Operators))
-	property("gptoss.experts", string(o.Experts))
-	property("gptoss.precision", string(o.Precision))
-	property("gptoss.sequence_length", length)
-	property("gptoss.kv_cache", strconv.FormatBool(o.KVCache))
-	property("gptoss.functions", strconv.FormatBool(o.Functions))
-	property("gptoss.last_logits_only", strconv.FormatBool(o.LastLogitsOnly))
-	property("gptoss.hidden_states", strconv.FormatBool(o.HiddenStates))
-	property("gptoss.block_debug", strconv.FormatBool(o.BlockDebug))
-	model.Graph.DocString = proto.String(fmt.Sprintf("gpt-oss, %d layers, %d experts. Values are named as the taps of the conformance suite.",
-		m.Config.Layers, m.Config.Experts))
 }

@@ -276,6 +276,33 @@ func TestMetadataSaysWhatMadeIt(t *testing.T) {
 	require.Equal(t, "v1.2.3", model.GetProducerVersion())
 }
 
+// The metadata are enough to make the same bytes again.
+func TestOptionsOf(t *testing.T) {
+	m := toy(t)
+	for _, o := range []Options{
+		{Version: "v1"},
+		{Operators: OperatorsONNXRuntime, Experts: ExpertsPacked, KVCache: true, SequenceLength: 9, HiddenStates: true},
+		{Experts: ExpertsDense, Precision: PrecisionFloat16, BlockDebug: true, Functions: true, LastLogitsOnly: true},
+	} {
+		first, model := export(t, m, o)
+		read, digest, err := OptionsOf(model)
+		require.NoError(t, err)
+		want, err := m.Digest(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, want, digest)
+		second, _ := export(t, m, read)
+		a, err := os.ReadFile(first)
+		require.NoError(t, err)
+		b, err := os.ReadFile(second)
+		require.NoError(t, err)
+		require.Equal(t, a, b)
+	}
+	_, _, err := OptionsOf(&onnxpb.ModelProto{})
+	require.ErrorContains(t, err, "not by gptoss")
+	_, _, err = OptionsOf(&onnxpb.ModelProto{ProducerName: proto.String(Producer)})
+	require.ErrorContains(t, err, "lacks gptoss.operators")
+}
+
 // A failure must leave neither temporary files nor a damaged older output.
 func TestFailureLeavesTheOlderOutput(t *testing.T) {
 	m := toy(t)

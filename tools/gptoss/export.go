@@ -123,6 +123,7 @@ func (f exportFlags) export(ctx context.Context, lengthGiven, layersGiven bool, 
 		BlockDebug:     f.blockDebug,
 		KVCache:        f.kvCache,
 		Functions:      f.functions,
+		Version:        buildVersion(),
 	}
 	verdict := "not validated"
 	if !f.skipValidation {

@@ -19,6 +19,7 @@ func commands() []*cobra.Command {
 		forwardCommand(),
 		exportCommand(),
 		compareCommand(),
+		promoteCommand(),
 		judgeCommand(),
 		routingCommand(),
 		separationCommand(),
