@@ -642,10 +642,10 @@ func parallel(n int, body func(i int)) {
 // row. The same projection of the perturbed runs says how much of it is chance.
 // If that is large, the fault is indistinguishable from logits alone.
 func (j *judging) weighHypotheses(v *Verdict) error {
-	logits, ok := j.subject.reals[taps.Logits]
-	if !ok || len(j.subject.names) > 1 || v.Word == Fail || len(j.options.Catalogue) == 0 {
+	if !j.logitsAlone() || v.Word == Fail || len(j.options.Catalogue) == 0 {
 		return nil
 	}
+	logits := j.subject.reals[taps.Logits]
 	truth := j.truth.real(taps.Logits)
 	rows := len(j.tokens)
 	list := j.hypotheses()
@@ -677,6 +677,11 @@ func (j *judging) weighHypotheses(v *Verdict) error {
 		v.Reason = fmt.Sprintf("right as far as logits tell; %d faults are below the noise of this precision on this input (taps settle it)", len(v.Indistinguish))
 	}
 	return j.ctx.Err()
+}
+
+// logitsAlone reports whether the subject put out its logits and nothing else.
+func (j *judging) logitsAlone() bool {
+	return len(j.subject.names) == 1 && j.subject.names[0] == taps.Logits
 }
 
 // noiseAllowed is how much of a fault's difference perturbed runs may show by

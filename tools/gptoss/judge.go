@@ -54,6 +54,9 @@ func (f subjectFlags) judge(ctx context.Context, o conformance.JudgeOptions) (*c
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := reference.CheckTokens(m.Config, tokens); err != nil {
+		return nil, m, fmt.Errorf("--tokens: %w", err)
+	}
 	results, err := f.results(ctx, m, tokens)
 	if err != nil {
 		return nil, m, err
@@ -90,9 +93,6 @@ func (f subjectFlags) verdict(ctx context.Context, m *checkpoint.Model, tokens [
 func (f subjectFlags) results(ctx context.Context, m *checkpoint.Model, tokens []int32) (map[string]tensor.Tensor, error) {
 	if f.onnx == "" {
 		return readTensors(f.tensors)
-	}
-	if err := reference.CheckTokens(m.Config, tokens); err != nil {
-		return nil, err
 	}
 	session, err := onnxruntime.Open(f.onnx, onnxruntime.Options{})
 	if err != nil {
