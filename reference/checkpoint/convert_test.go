@@ -378,6 +378,36 @@ func TestChunkedIndex(t *testing.T) {
 	require.Greater(t, chunked, 8)
 }
 
+// Rows of a transposed matrix in groups of lines, in one piece and in chunks.
+func TestReadRows(t *testing.T) {
+	const rows, cols = wideLine/2 + 5, 2*lineGroup + 7
+	data := make([]byte, 2*rows*cols)
+	for i := range rows * cols {
+		v := uint16(i*7919) &^ 0x4000 // no large exponents, so nothing infinite
+		data[2*i], data[2*i+1] = byte(v), byte(v>>8)
+	}
+	whole := Transposed{rows, cols, tensor.BF16, data}
+	cut := 2 * (rows*(lineGroup+3) + 11) // in the middle of a line
+	chunked := Chunked{rows, cols, tensor.BF16, true, 0, [][]byte{data[:cut], data[cut:min(2*cut, len(data))], data[min(2*cut, len(data)):]}}
+	want := make([]float32, 100*cols)
+	whole.Rows(want, 1000, 100)
+	for r := range 100 {
+		for c := range cols {
+			at := 2 * (c*rows + 1000 + r)
+			require.Equal(t, tensor.BFloat16(uint16(data[at])|uint16(data[at+1])<<8), want[r*cols+c])
+		}
+	}
+	for _, m := range []Matrix{whole, chunked} {
+		var buffer []float32
+		released := 0
+		got := make([]float32, 100*cols)
+		readRows(m, got, 1000, 100, &buffer, func() { released++ })
+		require.Equal(t, 3, released)
+		require.True(t, slices.Equal(want, got))
+	}
+	require.NoError(t, checkFinite(chunked))
+}
+
 func TestMsgpackHeadsAreTheShortest(t *testing.T) {
 	for _, test := range []struct{ got, want []byte }{
 		{mapHead(15), []byte{0x8f}}, {mapHead(16), []byte{0xde, 0, 16}}, {mapHead(1 << 16), []byte{0xdf, 0, 1, 0, 0}},

@@ -69,7 +69,7 @@ func (m *Model) DigestProgress(ctx context.Context, progress func(done, total in
 	workers := min(runtime.GOMAXPROCS(0), max(len(leaves), 1))
 	for worker := range workers {
 		group.Go(func() error {
-			var h leafHasher
+			h := leafHasher{release: m.Release}
 			for i := worker; i < len(leaves); i += workers {
 				if err := ctx.Err(); err != nil {
 					return err
@@ -178,8 +178,9 @@ func (m *Model) canonical() []namedMatrix {
 // every group of 32 is one; else 'B', bfloat16, if every value is one; else
 // 'F', float32. Little-endian throughout.
 type leafHasher struct {
-	values []float32
-	bytes  []byte
+	values, part []float32
+	bytes        []byte
+	release      func()
 }
 
 func (h *leafHasher) sum(m Matrix, from, n int) [sha256.Size]byte {
@@ -199,7 +200,7 @@ func (h *leafHasher) sum(m Matrix, from, n int) [sha256.Size]byte {
 		return [sha256.Size]byte(whole.Sum(nil))
 	}
 	h.values = slices.Grow(h.values[:0], count)[:count]
-	m.Rows(h.values, from, n)
+	readRows(m, h.values, from, n, &h.part, h.release)
 	if cols%groupValues == 0 {
 		if sum, ok := h.encoded(h.values); ok {
 			return sum

@@ -258,3 +258,52 @@ func (m Stack) Stacked() []kernel.Rows {
 	}
 	return parts
 }
+
+// columnsOf returns n columns, from one on, of a matrix that is stored
+// transposed: there they are rows, and lie together.
+func columnsOf(m Matrix, from, n int) Matrix {
+	switch m := m.(type) {
+	case Transposed:
+		line := m.RowCount * m.DType.Size()
+		return Transposed{m.RowCount, n, m.DType, m.Data[from*line : (from+n)*line]}
+	case Chunked:
+		m.ColCount, m.Start = n, m.Start+from*m.RowCount
+		size := m.DType.Size()
+		each := len(m.Chunks[0]) / size
+		if end := m.Start + n*m.RowCount; m.Start/each == (end-1)/each { // in one piece after all
+			chunk := m.Chunks[m.Start/each]
+			at := m.Start % each
+			return Transposed{m.RowCount, n, m.DType, chunk[at*size : (at+n*m.RowCount)*size]}
+		}
+		return m
+	}
+	panic("checkpoint: not stored transposed")
+}
+
+// Rows of a wide transposed matrix touch every stored line, and the system maps
+// 64 kB around each touch: 184 MB for 2880 lines, whatever is read of them. They
+// are therefore read in groups of lines, after each of which the memory is given
+// back.
+const (
+	wideLine  = 64 << 10
+	lineGroup = 512
+)
+
+// readRows is Rows for matrices of any size in bounded memory.
+func readRows(m Matrix, dst []float32, from, n int, buffer *[]float32, release func()) {
+	rows, cols := m.Dims()
+	if _, ok := asStored(m); !ok || 2*rows < wideLine {
+		m.Rows(dst, from, n)
+		return
+	}
+	for c := 0; c < cols; c += lineGroup {
+		k := min(lineGroup, cols-c)
+		part := resize(*buffer, n*k)
+		*buffer = part
+		columnsOf(m, c, k).Rows(part, from, n)
+		for r := range n {
+			copy(dst[r*cols+c:], part[r*k:(r+1)*k])
+		}
+		release()
+	}
+}

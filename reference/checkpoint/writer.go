@@ -113,9 +113,8 @@ type task func(s *scratch) error
 
 // scratch is a worker's memory.
 type scratch struct {
-	values []float32
-	bytes  []byte
-	more   []byte
+	values, part []float32
+	bytes, more  []byte
 }
 
 func resize[T any](s []T, n int) []T { return slices.Grow(s[:0], n)[:n] }
@@ -361,7 +360,7 @@ func (w *writer) straight(o *output, i item, m Matrix, at int64) []task {
 			done, err := decodeBF16(i.DType, s.bytes, m, from, n)
 			if !done {
 				s.values = resize(s.values, n*cols)
-				m.Rows(s.values, from, n)
+				readRows(m, s.values, from, n, &s.part, w.model.Release)
 				err = encode(i.DType, s.bytes, s.values)
 			}
 			if err != nil {
@@ -518,7 +517,7 @@ func (w *writer) packed(o *output, i item, m Matrix, expert int, at int64) []tas
 		tasks = append(tasks, func(s *scratch) error {
 			n := min(step, rows-from)
 			s.values = resize(s.values, n*cols)
-			m.Rows(s.values, from, n)
+			readRows(m, s.values, from, n, &s.part, w.model.Release)
 			s.bytes, s.more = resize(s.bytes, n*groups*groupBytes), resize(s.more, n*groups)
 			for g := range s.more {
 				block, values := (*[groupBytes]byte)(s.bytes[g*groupBytes:]), (*[groupValues]float32)(s.values[g*groupValues:])
