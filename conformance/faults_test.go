@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -30,6 +31,9 @@ type proving struct {
 	fixture, prompt string
 	weights         *checkpoint.Model
 	tokens          []int32
+
+	once  sync.Once
+	right map[string]tensor.Tensor // float64
 }
 
 // provingGround lists the inputs, those that show most at the least cost first. A
@@ -81,6 +85,7 @@ func TestEveryFaultIsCaughtAndNamed(t *testing.T) {
 			if form.Cached {
 				continue // TestCacheFaultsAreCaughtAndNamed
 			}
+			acts := firstDifferences(form) // the same for every engine
 			for _, e := range faultyEngines() {
 				t.Run(fmt.Sprintf("%s/%d/%s", f.ID, i, e.name), func(t *testing.T) {
 					t.Parallel()
@@ -92,7 +97,7 @@ func TestEveryFaultIsCaughtAndNamed(t *testing.T) {
 						if v.Word != conformance.Fail {
 							continue
 						}
-						requireNamed(t, form, p, v)
+						requireNamed(t, form, acts(t, p), v)
 						return
 					}
 					t.Errorf("no fixture shows %s to the judge", f.ID)
@@ -103,11 +108,11 @@ func TestEveryFaultIsCaughtAndNamed(t *testing.T) {
 }
 
 // requireNamed checks that a verdict says where and why.
-func requireNamed(t *testing.T, f faults.Fault, p *proving, v *conformance.Verdict) {
+func requireNamed(t *testing.T, f faults.Fault, acts string, v *conformance.Verdict) {
 	t.Helper()
 	_, tap := taps.Split(v.FirstDivergence)
 	require.Equal(t, f.Tap, tap, "%s", v.Reason)
-	require.Equal(t, firstDifference(t, f, p), v.FirstDivergence, "%s", v.Reason)
+	require.Equal(t, acts, v.FirstDivergence, "%s", v.Reason)
 	require.NotNil(t, v.Diagnosis)
 	named := append([]string{v.Diagnosis.ID()}, v.Diagnosis.Equals...)
 	require.Contains(t, named, f.ID, "%s", v.Reason)
@@ -116,20 +121,33 @@ func requireNamed(t *testing.T, f faults.Fault, p *proving, v *conformance.Verdi
 	}
 }
 
-// firstDifference finds the first tap that a fault changes in float64 by more
-// than rounding, in whole runs.
+// firstDifferences returns a function that finds the first tap that a fault
+// changes in float64 by more than rounding, in whole runs, and remembers it.
+func firstDifferences(f faults.Fault) func(t *testing.T, p *proving) string {
+	var mutex sync.Mutex
+	found := map[*proving]string{}
+	return func(t *testing.T, p *proving) string {
+		mutex.Lock()
+		defer mutex.Unlock()
+		if _, ok := found[p]; !ok {
+			found[p] = firstDifference(t, f, p)
+		}
+		return found[p]
+	}
+}
+
 func firstDifference(t *testing.T, f faults.Fault, p *proving) string {
 	t.Helper()
-	right := tapsOf(t, reference.New(p.weights, reference.Exact()), p.tokens)
+	p.once.Do(func() { p.right = tapsOf(t, reference.New(p.weights, reference.Exact()), p.tokens) })
 	wrong := tapsOf(t, faults.Apply(f, reference.New(p.weights, reference.Exact())), p.tokens)
 	for _, name := range taps.All(p.weights.Config) {
 		if taps.Integer(name) {
-			if !slices.Equal(right[name].Data, wrong[name].Data) {
+			if !slices.Equal(p.right[name].Data, wrong[name].Data) {
 				return name
 			}
 			continue
 		}
-		r, err := right[name].Float64s()
+		r, err := p.right[name].Float64s()
 		require.NoError(t, err)
 		w, err := wrong[name].Float64s()
 		require.NoError(t, err)
