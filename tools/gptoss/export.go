@@ -168,7 +168,8 @@ func replaceable(path string) bool {
 // validate runs a graph on tokens that exercise it and judges the outcome. A
 // verdict other than pass is an error with status 1.
 func validate(ctx context.Context, m *checkpoint.Model, path string, f exportFlags, stderr io.Writer) (string, error) {
-	session, err := onnxruntime.Open(path, onnxruntime.Options{KeepWeightsMapped: true})
+	// One run does not pay for widened weights; decoding runs once for each token.
+	session, err := onnxruntime.Open(path, onnxruntime.Options{KeepWeightsMapped: !f.kvCache})
 	if err != nil {
 		return "", fmt.Errorf("validation: %w (or use --skip-validation)", err)
 	}
