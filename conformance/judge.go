@@ -268,15 +268,32 @@ func (j *judging) routing(v *Verdict) error {
 		}
 		report, finding := judgeRouting(layer, c.Experts, c.ExpertsPerToken, chosen,
 			j.own.compute(gate), allowed, j.free.real(gate))
-		if weights, ok := j.subject.reals[taps.Block(layer, taps.DenseGateWeights)]; ok {
-			for i, w := range j.free.real(taps.Block(layer, taps.DenseGateWeights)) {
-				report.WeightDelta = max(report.WeightDelta, math.Abs(w-weights[i]))
-			}
-		}
+		report.WeightDelta = j.weightDelta(layer, chosen)
 		v.Routing = append(v.Routing, report)
 		v.Findings = append(v.Findings, finding)
 	}
 	return nil
+}
+
+// weightDelta is the largest difference of a gate weight from the truth's, over
+// the tokens that went to the truth's experts; 0 if no weights are tapped.
+func (j *judging) weightDelta(layer int, chosen []int32) float64 {
+	c := j.model.Weights.Config
+	dense, ok := j.subject.reals[taps.Block(layer, taps.DenseGateWeights)]
+	if weights, has := j.subject.reals[taps.Block(layer, taps.ExpertWeights)]; !ok && has {
+		dense, ok = reference.DenseGateWeights(j.model.Layer(j.ctx, layer), chosen, weights), true
+	}
+	if !ok {
+		return 0
+	}
+	largest, k := 0.0, c.ExpertsPerToken
+	right, truth := j.free.indices(layer), j.free.real(taps.Block(layer, taps.DenseGateWeights))
+	for i, w := range truth {
+		if t := i / c.Experts; sameSet(chosen[t*k:][:k], right[t*k:][:k]) {
+			largest = max(largest, math.Abs(w-dense[i]))
+		}
+	}
+	return largest
 }
 
 // gateErrors says how far a layer's gate logits may be off in the subject's

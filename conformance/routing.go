@@ -13,11 +13,11 @@ import (
 type RoutingLayer struct {
 	Layer       int     `json:"layer"`
 	Tokens      int     `json:"tokens"`
-	Matched     int     `json:"matched"`     // tokens with the truth's experts, in any order
-	Explained   int     `json:"explained"`   // tokens with other experts, as rounding allows
-	Unexplained int     `json:"unexplained"` // tokens with other experts, against the margin
-	MinMargin   float64 `json:"min_margin"`  // smallest float64 margin between chosen and passed over, in the truth
-	WeightDelta float64 `json:"weight_delta"`
+	Matched     int     `json:"matched"`      // tokens with the truth's experts, in any order
+	Explained   int     `json:"explained"`    // tokens with other experts, as rounding allows
+	Unexplained int     `json:"unexplained"`  // tokens with other experts, against the margin
+	MinMargin   float64 `json:"min_margin"`   // smallest float64 margin between chosen and passed over, in the truth
+	WeightDelta float64 `json:"weight_delta"` // largest, over the tokens that matched
 	Flips       []Flip  `json:"flips,omitempty"`
 }
 

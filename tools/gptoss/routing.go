@@ -81,7 +81,7 @@ func routingReport(subject subjectFlags, v *conformance.Verdict) string {
 		fmt.Fprintf(&b, "| %d | %d | %.1f %% | %d | %d | %.3g | %s |\n", l.Layer, l.Tokens,
 			100*float64(l.Matched)/float64(l.Tokens), l.Explained, l.Unexplained, l.MinMargin, orDash(l.WeightDelta))
 	}
-	b.WriteString("\nThe margin is between the lowest gate logit chosen and the highest passed over, in the truth; the weight difference is over mlp_dense_gate_weights.\n")
+	b.WriteString("\nThe margin is between the lowest gate logit chosen and the highest passed over, in the truth; the weight difference is over the tokens that went to the same experts.\n")
 	if !anyFlips(v) {
 		b.WriteString("\nEvery token went to the truth's experts.\n")
 		return b.String()
