@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gptoss-conformance/gptoss/conformance"
+	oracle "github.com/gptoss-conformance/gptoss/conformance/backends/reference"
 	"github.com/gptoss-conformance/gptoss/exporter"
 	"github.com/gptoss-conformance/gptoss/fixtures"
 	"github.com/gptoss-conformance/gptoss/reference"
@@ -63,6 +64,36 @@ func TestEveryStageAloneGivesItsTap(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Far positions come from two tables; see exporter.RotaryTables. Two angles are
+// added at a cost of 4 units of roundoff, and rotation itself costs 3.
+func TestRotationAtFarPositions(t *testing.T) {
+	m, err := checkpoint.Open(fixtures.Dir("toy"))
+	require.NoError(t, err)
+	defer m.Close()
+	positions := []int{0, 1, 4095, 4096, 4097, 8191, 8192, 131071, 1048575}
+	values := make([]float32, len(positions)*m.Config.QueryWidth())
+	for i := range values {
+		values[i] = float32(i%7) - 3
+	}
+	in := conformance.StageInput{Taps: []string{taps.QRot}, Model: m, Positions: positions, Inputs: map[string]tensor.Tensor{
+		taps.Q: tensor.FromFloat32s([]int{len(positions), m.Config.Heads, m.Config.HeadDim}, values),
+	}}
+	want, err := oracle.New(reference.Float64).(conformance.StageRunner).RunStage(t.Context(), in)
+	require.NoError(t, err)
+	runner := New("onnxruntime", exporter.Options{}, Options{Threads: 1}).(conformance.StageRunner)
+	got, err := runner.RunStage(t.Context(), in)
+	require.NoError(t, err)
+	const roundoff = 1.0 / (1 << 24)
+	largest := 2 * 3 * (0.1*math.Log(m.Config.RopeScalingFactor) + 1) // two products of at most 3 and the concentration
+	a, b := reals(t, got[taps.QRot]), reals(t, want[taps.QRot])
+	for i := range b {
+		require.Less(t, math.Abs(a[i]-b[i]), 7*roundoff*largest, "position %d, element %d", positions[i/m.Config.QueryWidth()], i)
+	}
+	in.Positions[0] = 1 << 20
+	_, err = runner.RunStage(t.Context(), in)
+	require.ErrorContains(t, err, "out of data bounds", "beyond the tables a run must fail")
 }
 
 func TestStageInputsAreChecked(t *testing.T) {
