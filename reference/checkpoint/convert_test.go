@@ -402,7 +402,7 @@ func TestReadRows(t *testing.T) {
 		released := 0
 		got := make([]float32, 100*cols)
 		readRows(m, got, 1000, 100, &buffer, func() { released++ })
-		require.Equal(t, 3, released)
+		require.Equal(t, 3, released) // 2 groups and a rest
 		require.True(t, slices.Equal(want, got))
 	}
 	require.NoError(t, checkFinite(chunked))

@@ -286,7 +286,7 @@ func columnsOf(m Matrix, from, n int) Matrix {
 // back.
 const (
 	wideLine  = 64 << 10
-	lineGroup = 512
+	lineGroup = 256
 )
 
 // readRows is Rows for matrices of any size in bounded memory.
