@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -188,7 +189,7 @@ type comparison struct {
 	rows      []comparedTensor
 	missing   []string // wanted, and not among the graph's outputs
 	issues    []string
-	verdict   *conformance.Verdict
+	findings  []conformance.Finding
 }
 
 type comparedTensor struct {
@@ -224,7 +225,14 @@ func (f compareFlags) run(ctx context.Context, m *checkpoint.Model, session *onn
 	if err != nil {
 		return nil, err
 	}
+	lastOnly := len(padded) > 1 && slices.Equal(results[taps.Logits].Shape, []int{1, m.Config.VocabSize})
+	if lastOnly && len(padded) > len(tokens) {
+		return nil, fmt.Errorf("%s: the graph puts out the last token's logits alone, which here is padding: leave --sequence-length out", f.onnx)
+	}
 	for name, t := range results {
+		if lastOnly && name == taps.Logits {
+			continue
+		}
 		if want, err := taps.Shape(m.Config, name, len(padded)); err != nil || !slices.Equal(t.Shape, want) {
 			return nil, fmt.Errorf("%s: %s has shape %v, and the checkpoint calls for %v", f.onnx, name, t.Shape, want)
 		}
@@ -236,9 +244,12 @@ func (f compareFlags) run(ctx context.Context, m *checkpoint.Model, session *onn
 	if err != nil {
 		return nil, err
 	}
-	c.verdict, err = conformance.Judge(ctx, m, tokens, conformance.Subject{Precision: precision, Taps: results},
-		conformance.JudgeOptions{Catalogue: []faults.Fault{}})
-	if err != nil {
+	if lastOnly {
+		t := truth[taps.Logits]
+		t.Data, t.Shape = t.Data[len(t.Data)-len(t.Data)/len(tokens):], []int{1, m.Config.VocabSize}
+		truth[taps.Logits] = t
+	}
+	if err := c.judge(ctx, m, tokens, results, lastOnly); err != nil {
 		return nil, err
 	}
 	for _, name := range names {
@@ -250,6 +261,33 @@ func (f compareFlags) run(ctx context.Context, m *checkpoint.Model, session *onn
 		c.rows = append(c.rows, row)
 	}
 	return c, nil
+}
+
+// judge has the results judged. The last token's logits alone are judged among
+// the reference's, and apart from the taps, from which those do not follow.
+func (c *comparison) judge(ctx context.Context, m *checkpoint.Model, tokens []int32, results map[string]tensor.Tensor, lastOnly bool) error {
+	parts := []map[string]tensor.Tensor{results}
+	if lastOnly {
+		logits, err := filledIn(ctx, m, tokens, c.precision, results[taps.Logits])
+		if err != nil {
+			return err
+		}
+		others := maps.Clone(results)
+		delete(others, taps.Logits)
+		parts = []map[string]tensor.Tensor{{taps.Logits: logits}, others}
+	}
+	for _, part := range parts {
+		if len(part) == 0 {
+			continue
+		}
+		verdict, err := conformance.Judge(ctx, m, tokens, conformance.Subject{Precision: c.precision, Taps: part},
+			conformance.JudgeOptions{Catalogue: []faults.Fault{}})
+		if err != nil {
+			return err
+		}
+		c.findings = append(c.findings, verdict.Findings...)
+	}
+	return nil
 }
 
 // arithmetic is what the user says, or the graph.
@@ -274,7 +312,7 @@ func (f compareFlags) arithmetic(session *onnxruntime.Session) (reference.Precis
 // judged enters the judge's findings on a tensor.
 func (c *comparison) judged(row *comparedTensor) {
 	row.verdict = conformance.Pass
-	for _, finding := range c.verdict.Findings {
+	for _, finding := range c.findings {
 		if finding.Tap != row.name {
 			continue
 		}

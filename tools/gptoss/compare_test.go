@@ -84,6 +84,17 @@ func TestCompareIgnoresPadding(t *testing.T) {
 	require.Contains(t, stdout, "15, 15 of padding not compared")
 }
 
+func TestCompareOfTheLastLogitsAlone(t *testing.T) {
+	path := exportFixture(t, "toy", exporter.Options{LastLogitsOnly: true, HiddenStates: true})
+	status, stdout, stderr := runCompare(t, "--checkpoint", fixtures.Dir("toy"), "--onnx", path, "--tokens", someTokens, "--compare-hidden-states")
+	require.Zero(t, status, stderr)
+	require.Contains(t, stdout, "| logits |")
+	require.Contains(t, stdout, "| final_norm |")
+	status, _, stderr = runCompare(t, "--checkpoint", fixtures.Dir("toy"), "--onnx", path, "--tokens", someTokens, "--sequence-length", "20")
+	require.Equal(t, exitInput, status)
+	require.Contains(t, stderr, "which here is padding")
+}
+
 func TestCompareSaysWhatTheGraphLacks(t *testing.T) {
 	path := exportFixture(t, "toy", exporter.Options{Operators: exporter.OperatorsONNXRuntime, HiddenStates: true, BlockDebug: true})
 	status, stdout, stderr := runCompare(t, "--checkpoint", fixtures.Dir("toy"), "--onnx", path, "--tokens", someTokens, "--compare-block-debug",
