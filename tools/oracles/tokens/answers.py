@@ -5,8 +5,7 @@ fixture's questions.
     TIKTOKEN_ENCODINGS_BASE=build/tokens build/oracles/bin/python \
         tools/oracles/tokens/answers.py fixtures/capitals build/capitals golden/answers/capitals.json
 
-torch is OpenAI's model, run again over the whole text for every token, in
-float32 and bfloat16; transformers decodes with its KV cache, in float32. Tokens
+torch is OpenAI's model, without a cache, in float32 and bfloat16; transformers decodes with its KV cache, in float32. Tokens
 are the greedy ones, and a margin is the distance of torch's chosen logit from
 the second, per token, in float32. Prompts are rendered by OpenAI's harmony, so
 that the file tests the tokenizer too. The sha256 is that of the fixture's
@@ -40,18 +39,28 @@ def prompt_of(encoding, question):
     return encoding.render_conversation_for_completion(Conversation.from_messages(messages), Role.ASSISTANT)
 
 
-def by_torch(checkpoint, precision, prompts):
+def by_torch(checkpoint, precision, prompts, guesses):
+    """Greedy answers and margins. A guess that is the greedy answer is confirmed
+    by one run over prompt and guess; another one is replaced token by token."""
     model = torch_model.load(checkpoint, precision)
-    # The logits of the last position are all that is used.
-    model.unembedding.register_forward_pre_hook(lambda _module, args: (args[0][-1:],))
+    wanted = [1]  # how many of the last positions' logits are needed
+    model.unembedding.register_forward_pre_hook(lambda _module, args: (args[0][-wanted[0]:],))
+
+    def tops(tokens, count):
+        wanted[0] = count
+        top = model(torch.tensor(tokens)).double().topk(2)
+        margins = [round(float(first - second), 4) for first, second in top.values]
+        return top.indices[:, 0].tolist(), margins
+
     answers = []
     with torch.inference_mode():
-        for prompt in prompts:
-            said, margins = [], []
-            while len(said) < LIMIT and (not said or said[-1] != RETURN):
-                top = model(torch.tensor(prompt + said))[-1].double().topk(2)
-                said.append(int(top.indices[0]))
-                margins.append(round(float(top.values[0] - top.values[1]), 4))
+        for prompt, guess in zip(prompts, guesses):
+            said, margins = tops(prompt + guess[:-1], len(guess))
+            if said != guess:
+                said, margins = [], []
+                while len(said) < LIMIT and (not said or said[-1] != RETURN):
+                    token, margin = tops(prompt + said, 1)
+                    said, margins = said + token, margins + margin
             answers.append((said, margins))
     return answers
 
@@ -74,9 +83,12 @@ def main(fixture: Path, expanded: Path, output: Path):
     questions = json.loads((fixture / "questions.json").read_text())
     prompts = [prompt_of(encoding, question) for question in questions]
     checkpoint = Checkpoint(expanded)
-    runs = {"torch float32": by_torch(checkpoint, "float32", prompts),
-            "torch bfloat16": by_torch(checkpoint, "bfloat16", prompts),
-            "transformers float32": by_transformers(checkpoint, "float32", prompts)}
+    guesses = [encoding.encode(question["answer"], allowed_special="all") for question in questions]
+    runs = {"torch float32": by_torch(checkpoint, "float32", prompts, guesses)}
+    print("torch float32", flush=True)
+    runs["transformers float32"] = by_transformers(checkpoint, "float32", prompts)
+    print("transformers float32", flush=True)
+    runs["torch bfloat16"] = by_torch(checkpoint, "bfloat16", prompts, [said for said, _ in runs["torch float32"]])
     cases = []
     for i, (question, prompt) in enumerate(zip(questions, prompts)):
         said, margins = runs["torch float32"][i]
