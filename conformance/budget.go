@@ -69,8 +69,9 @@ func (f *Finding) withinSpread(shape []int, got, want []float64, s spread, loose
 		f.Ratio = max(f.Ratio, errorRatio(maximum(e.rms), 0, spreadFactor*maximum(s.rms)))
 		f.Reason = "by quantiles over all positions, since rounding decides some choices of experts"
 	} else {
+		allowed := s.allowance()
 		for r := range rows {
-			ratio := s.rowRatio(e, r)
+			ratio := allowed.ratio(e, r)
 			f.Ratio = max(f.Ratio, ratio)
 			if ratio > 1 {
 				f.Over += len(got) / rows
@@ -83,13 +84,34 @@ func (f *Finding) withinSpread(shape []int, got, want []float64, s spread, loose
 	}
 }
 
-// rowRatio is a row's error in units of what the spread allows it. A row whose
-// own spread happens to be small is allowed the typical row's.
-func (s spread) rowRatio(e rowErrors, row int) float64 {
-	return max(
-		errorRatio(e.rms[row], 0, spreadFactor*max(s.rms[row], median(s.rms))),
-		errorRatio(e.max[row], 0, spreadFactor*max(s.max[row], median(s.max))),
-	)
+// allowance is what a spread allows each row: the factor times its own spread, or
+// times a large row's if its own happens to be small.
+func (s spread) allowance() rowErrors {
+	return rowErrors{rms: allowed(s.rms), max: allowed(s.max)}
+}
+
+func allowed(spread []float64) []float64 {
+	floor := typical(spread)
+	out := make([]float64, len(spread))
+	for i, v := range spread {
+		out[i] = spreadFactor * max(v, floor)
+	}
+	return out
+}
+
+// typical is the ninth decile of the rows' spreads. A handful of runs leaves many
+// a row short of its true spread, and with hundreds of rows the luckiest would
+// be out by chance.
+func typical(spread []float64) float64 {
+	if len(spread) == 0 {
+		return 0
+	}
+	return quantiles(spread, []float64{0.9})[0]
+}
+
+// ratio is a row's error in units of what it is allowed.
+func (allowed rowErrors) ratio(e rowErrors, row int) float64 {
+	return max(errorRatio(e.rms[row], 0, allowed.rms[row]), errorRatio(e.max[row], 0, allowed.max[row]))
 }
 
 // coarser widens a spread by storing the values with a unit roundoff of u.
@@ -140,10 +162,10 @@ func (j *judging) nearTies(gates map[string]spread) bool {
 		}
 		gate := taps.Block(layer, taps.GateLogits)
 		logits, chosen := j.free.real(gate), j.free.indices(layer)
-		typical := median(gates[gate].max)
+		reach := allowed(gates[gate].max)
 		for t := range j.tokens {
 			m := margin(logits[t*c.Experts:][:c.Experts], chosen[t*c.ExpertsPerToken:][:c.ExpertsPerToken])
-			if m <= 2*spreadFactor*max(gates[gate].max[t], typical) {
+			if m <= 2*reach[t] {
 				return true
 			}
 		}
@@ -166,14 +188,14 @@ func (j *judging) explainFlips(f *Finding, name string, s spread) error {
 	shape, got := j.shape(name), j.subject.reals[name]
 	rows, width := shape[0], len(got)/shape[0]
 	best := append([]float64(nil), j.own.compute(name)...)
-	explained := 0
+	explained, allowance := 0, s.allowance()
 	for attempt := range alternativesTried {
 		e := rowErrorsOf(got, best, rows)
 		alternative := append([]int32(nil), j.own.indices(layer)...)
 		open := []int{}
 		for t := range rows {
 			chosen := alternative[t*c.ExpertsPerToken:][:c.ExpertsPerToken]
-			if s.rowRatio(e, t) > 1 && swapNth(attempt, logits[t*c.Experts:][:c.Experts], allowed[t*c.Experts:][:c.Experts], chosen) {
+			if allowance.ratio(e, t) > 1 && swapNth(attempt, logits[t*c.Experts:][:c.Experts], allowed[t*c.Experts:][:c.Experts], chosen) {
 				open = append(open, t)
 			}
 		}
@@ -185,7 +207,7 @@ func (j *judging) explainFlips(f *Finding, name string, s spread) error {
 		want := other.compute(name)
 		fit := rowErrorsOf(got, want, rows)
 		for _, t := range open {
-			if s.rowRatio(fit, t) <= 1 {
+			if allowance.ratio(fit, t) <= 1 {
 				copy(best[t*width:][:width], want[t*width:][:width])
 				explained++
 			}

@@ -661,20 +661,25 @@ func (j *judging) weighHypotheses(v *Verdict) error {
 			noise[i] = max(noise[i], math.Abs(projection(s, truth, other, rows)))
 		}
 	})
+	hidden := 0
 	for i, h := range list {
 		id := h.faults[0].ID
 		switch {
-		case noise[i] > noiseAllowed || math.IsNaN(shares[i]):
+		case math.IsNaN(shares[i]): // the same numbers: on this input the mistake is none
 			v.Indistinguish = append(v.Indistinguish, id)
+		case noise[i] > noiseAllowed:
+			v.Indistinguish = append(v.Indistinguish, id)
+			hidden++
 		case shares[i] > 0.5:
 			v.Word = Fail
 			v.FirstDivergence = taps.Logits
 			v.Reason = fmt.Sprintf("the logits are closer to a model with %s than to the right one (%.2f of its difference, chance gives %.2f)", id, shares[i], noise[i])
 		}
 	}
-	if v.Word == Pass && len(v.Indistinguish) > 0 {
+	v.Indistinguish = slices.Compact(v.Indistinguish) // variants share an id
+	if v.Word == Pass && hidden > 0 {
 		v.Word = Partial
-		v.Reason = fmt.Sprintf("right as far as logits tell; %d faults are below the noise of this precision on this input (taps settle it)", len(v.Indistinguish))
+		v.Reason = fmt.Sprintf("right as far as logits tell; %d faults are below the noise of this precision on this input (taps settle it)", hidden)
 	}
 	return j.ctx.Err()
 }

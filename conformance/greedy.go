@@ -116,19 +116,19 @@ func (j *judging) judgeGreedy(v *Verdict, first int, g Greedy) error {
 func (j *judging) greedyChoices(first int, g Greedy, truth, reach []float64) Finding {
 	vocab := j.model.Weights.Config.VocabSize
 	f := Finding{Tap: taps.Logits, Stage: StageGeneration, Method: FreeRunning, From: []string{"tokens"}, Verdict: Pass, Of: len(g.Tokens)}
-	typical := median(reach)
+	reach = allowed(reach)
 	for i, id := range g.Tokens {
 		row := truth[(first+i)*vocab:][:vocab]
 		short := slices.Max(row) - row[id]
-		allowed := 2 * spreadFactor * max(reach[i], typical)
-		if ratio := errorRatio(short, 0, allowed); ratio > f.Ratio {
+		slack := 2 * reach[i]
+		if ratio := errorRatio(short, 0, slack); ratio > f.Ratio {
 			f.Ratio = ratio
-			f.Worst = &Worst{Index: []int{i}, Got: -short, Want: 0, Bound: allowed}
+			f.Worst = &Worst{Index: []int{i}, Got: -short, Want: 0, Bound: slack}
 		}
-		if short > allowed {
+		if short > slack {
 			f.Over++
 			f.Verdict = Fail
-			f.Reason = fmt.Sprintf("generated token %d is %d, whose logit is %.3g below the most likely one's (rounding allows %.3g)", i, id, short, allowed)
+			f.Reason = fmt.Sprintf("generated token %d is %d, whose logit is %.3g below the most likely one's (rounding allows %.3g)", i, id, short, slack)
 		}
 	}
 	return f

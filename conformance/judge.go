@@ -315,12 +315,12 @@ func (j *judging) gateSpread(gate string, want []float64) ([]float64, error) {
 		return nil, err
 	}
 	experts := j.model.Weights.Config.Experts
-	allowed := make([]float64, len(want))
-	typical := median(spreads[gate].max)
+	rows := allowed(spreads[gate].max)
+	each := make([]float64, len(want))
 	for i := range want {
-		allowed[i] = spreadFactor * max(spreads[gate].max[i/experts], typical)
+		each[i] = rows[i/experts]
 	}
-	return allowed, nil
+	return each, nil
 }
 
 // judgeSpans judges taps that are several stages away from the taps before them.
