@@ -22,9 +22,11 @@ import (
 // subjectFlags say what is judged: a file of tensors, or a graph to run first.
 type subjectFlags struct {
 	checkpoint, tokens, tensors, onnx, precision string
+	read                                         *checkpoint.Options
 }
 
 func (f *subjectFlags) register(command *cobra.Command) {
+	f.read = checkpointFlags(command)
 	flags := command.Flags()
 	flags.StringVar(&f.checkpoint, "checkpoint", "", "the model that the subject claims to run")
 	flags.StringVar(&f.tokens, "tokens", "", "ids separated by commas, or a file with a JSON array of ids")
@@ -41,7 +43,8 @@ func (f *subjectFlags) register(command *cobra.Command) {
 }
 
 // judge loads everything and judges it.
-func (f subjectFlags) judge(ctx context.Context, o conformance.JudgeOptions) (*conformance.Verdict, *checkpoint.Model, error) {
+func (f subjectFlags) judge(command *cobra.Command, o conformance.JudgeOptions) (*conformance.Verdict, *checkpoint.Model, error) {
+	ctx := command.Context()
 	precision, err := reference.ParsePrecision(f.precision)
 	if err != nil {
 		return nil, nil, err
@@ -50,7 +53,7 @@ func (f subjectFlags) judge(ctx context.Context, o conformance.JudgeOptions) (*c
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err := checkpoint.Open(f.checkpoint)
+	m, err := openCheckpoint(command, f.checkpoint, f.read)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -142,7 +145,7 @@ status is 0 for pass and partial, 1 for fail, 2 for an error.`,
   gptoss judge --checkpoint DIR --tokens ids.json --onnx mine.onnx --precision float32 --json verdict.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v, m, err := subject.judge(cmd.Context(), options)
+			v, m, err := subject.judge(cmd, options)
 			if m != nil {
 				defer m.Close()
 			}

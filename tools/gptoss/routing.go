@@ -29,7 +29,7 @@ The exit status is 0 if every difference is explained, 1 if not, 2 for an error.
 		Example: `  gptoss routing --checkpoint fixtures/toy --tokens ids.json --tensors mine.safetensors --precision bfloat16 --output routing.md`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v, m, err := subject.judge(cmd.Context(), conformance.JudgeOptions{Catalogue: []faults.Fault{}})
+			v, m, err := subject.judge(cmd, conformance.JudgeOptions{Catalogue: []faults.Fault{}})
 			if m != nil {
 				defer m.Close()
 			}
