@@ -259,7 +259,7 @@ def main():
     while (progress := (time.time() - start) / (60 * arguments.minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = arguments.rate * min(1, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        kind, size = (("plain", 32), ("repeat", 24), ("chat", 4))[step % 3]
+        kind, size = (("plain", 24), ("repeat", 32), ("chat", 4))[step % 3]
         inputs, targets, arithmetic, wrong = draw.batch(kind, size, size // 4 if progress > arguments.right else 0)
         noise = torch.tensor([choose.choice((0.0, 2.0**-9, 2.0**-8)) for _ in wrong])
         first = int((targets >= 0).any(0).nonzero()[0])
