@@ -67,8 +67,8 @@ func (f fit) explains() bool { return f.ratio <= 1 }
 
 // hypotheses builds the model of every fault in every variant. Faults of the KV
 // cache are left out unless the subject used one: a plain forward pass does not
-// show them.
-func (j *judging) hypotheses() []hypothesis {
+// show them. decoded weights are worth it when whole models run many times.
+func (j *judging) hypotheses(decodeWeights bool) []hypothesis {
 	var list []hypothesis
 	for _, f := range j.options.Catalogue {
 		if f.Cached && len(j.options.Chunks) == 0 {
@@ -76,7 +76,7 @@ func (j *judging) hypotheses() []hypothesis {
 		}
 		for _, variant := range append([]faults.Fault{f}, f.Variants...) {
 			model := faults.Apply(variant, j.model)
-			if variant.Checkpoint != nil {
+			if variant.Checkpoint != nil && decodeWeights {
 				model.Weights = model.Weights.Densify(densifyBelow)
 			}
 			list = append(list, hypothesis{[]faults.Fault{variant}, model})
@@ -142,7 +142,7 @@ func sharpFailures(v *Verdict) []string {
 // subject's own inputs, must give the subject's own output, at every tap that
 // failed and at every one that did not.
 func (j *judging) diagnoseStages(failed []string) (*Diagnosis, error) {
-	singles := j.hypotheses()
+	singles := j.hypotheses(false)
 	spreads, err := j.spanSpreads()
 	if err != nil {
 		return nil, err
@@ -436,7 +436,7 @@ func (j *judging) diagnoseRuns(v *Verdict) (*Diagnosis, error) {
 		return &Diagnosis{From: "nothing that runs could be compared by", Remaining: math.Inf(1)}, nil
 	}
 	from := "whole runs, by " + out.name + " alone"
-	singles := j.hypotheses()
+	singles := j.hypotheses(true)
 	for _, propose := range []func() []hypothesis{
 		func() []hypothesis { return singles },
 		func() []hypothesis { return j.screenPairs(singles, out) },
@@ -648,7 +648,7 @@ func (j *judging) weighHypotheses(v *Verdict) error {
 	logits := j.subject.reals[taps.Logits]
 	truth := j.truth.real(taps.Logits)
 	rows := len(j.tokens)
-	list := j.hypotheses()
+	list := j.hypotheses(true)
 	shares := make([]float64, len(list))
 	noise := make([]float64, len(list))
 	parallel(len(list), func(i int) {
