@@ -427,22 +427,23 @@ func rmsDistance(a, b []float64) float64 {
 
 // routingRow compares the experts of one layer of one run with the truth's.
 type routingRow struct {
-	matched, explained, unexplained int
-	margin, allowed                 float64 // largest margin of a flip, and what is allowed
-	logits, weights                 float64 // largest differences of gate logits and gate weights
+	matched, following, explained, unexplained int
+	margin, allowed                            float64 // largest margin of a flip, and what is allowed
+	logits, weights                            float64 // largest differences of gate logits and gate weights
 }
 
 // routingOf judges every flip of a run: the truth's margin between the chosen and
 // the passed-over expert must be less than two gate logits may be off together.
 // How far they may be off is what an independent implementation in the same
 // precision shows at that layer: its largest error in the rows that none of its
-// own flips has reached (all rows if there is no such), times driftFactor.
+// own flips has reached (all rows if there is no such), times driftFactor. A token
+// that an earlier flip has reached has other inputs than the truth, and follows.
 func (f fullWidth) routingOf(layer int, got, yardstick, truth sampled) routingRow {
 	c := struct{ experts, k int }{f.model.Config.Experts, f.model.Config.ExpertsPerToken}
 	gate, indices := taps.Block(layer, taps.GateLogits), taps.Block(layer, taps.ExpertIndices)
 	exact := truth.gates[gate]
 	var r routingRow
-	clean := f.rowsBefore(f.flips(yardstick, truth), gate)
+	own, clean := f.flips(got, truth), f.rowsBefore(f.flips(yardstick, truth), gate)
 	for i, v := range yardstick.reals[gate] {
 		if len(clean) == 0 || slices.Contains(clean, i/c.experts) {
 			r.allowed = max(r.allowed, 2*driftFactor*math.Abs(v-truth.reals[gate][i]))
@@ -459,9 +460,9 @@ func (f fullWidth) routingOf(layer int, got, yardstick, truth sampled) routingRo
 			if len(got.gates[gate]) == 0 {
 				continue
 			}
-			own := gateWeights(got.gates[gate][token*c.experts:][:c.experts], chosen)
+			ours := gateWeights(got.gates[gate][token*c.experts:][:c.experts], chosen)
 			for e, w := range gateWeights(row, right) {
-				r.weights = max(r.weights, math.Abs(w-own[e]))
+				r.weights = max(r.weights, math.Abs(w-ours[e]))
 			}
 			continue
 		}
@@ -472,6 +473,10 @@ func (f fullWidth) routingOf(layer int, got, yardstick, truth sampled) routingRo
 					margin = max(margin, row[a]-row[b])
 				}
 			}
+		}
+		if slices.ContainsFunc(own, func(at flip) bool { return at.layer < layer && at.token <= token }) {
+			r.following++
+			continue
 		}
 		r.margin = max(r.margin, margin)
 		if margin <= r.allowed {
@@ -503,11 +508,11 @@ func (f fullWidth) reportRouting(t *testing.T, file string, truth sampled, runs 
 	fmt.Fprintf(&b, "# Routing at %d layers\n\n", f.model.Config.Layers)
 	fmt.Fprintf(&b, "%d tokens, against float64. A flip is explained if the truth's margin is below what the gate logits of an independent implementation in the same precision show (%d times its largest error, for two logits).\n", len(f.tokens), driftFactor)
 	for _, run := range runs {
-		fmt.Fprintf(&b, "\n## %s\n\n| layer | same experts | explained | unexplained | largest margin | allowed | gate logits off | gate weights off |\n|---:|---:|---:|---:|---:|---:|---:|---:|\n", run.name)
+		fmt.Fprintf(&b, "\n## %s\n\n| layer | same experts | follow an earlier flip | explained | unexplained | largest margin | allowed | gate logits off | gate weights off |\n|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n", run.name)
 		for layer := range f.model.Config.Layers {
 			r := f.routingOf(layer, run.run, run.yardstick, truth)
-			fmt.Fprintf(&b, "| %d | %.1f %% | %d | %d | %.2g | %.2g | %.2g | %s |\n", layer,
-				100*float64(r.matched)/float64(len(f.tokens)), r.explained, r.unexplained, r.margin, r.allowed, r.logits, orDash(r.weights))
+			fmt.Fprintf(&b, "| %d | %.1f %% | %d | %d | %d | %.2g | %.2g | %.2g | %s |\n", layer,
+				100*float64(r.matched)/float64(len(f.tokens)), r.following, r.explained, r.unexplained, r.margin, r.allowed, r.logits, orDash(r.weights))
 			if r.unexplained > 0 {
 				t.Errorf("%s: layer %d: %d tokens go to other experts than rounding explains", run.name, layer, r.unexplained)
 			}
