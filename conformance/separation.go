@@ -132,8 +132,12 @@ func SeparationTable(list []Separation) string {
 	b.WriteString("| stage | arithmetic | worst right: error ÷ bound | of | mildest fault: error ÷ bound | of | faults | separation |\n")
 	b.WriteString("|---|---|---:|---|---:|---|---:|---:|\n")
 	for _, s := range list {
-		fmt.Fprintf(&b, "| %s | %s | %.3g | %s | %.3g | `%s` | %d | **%.3g** |\n",
-			s.Stage, s.Precision, s.Right, orNone(s.RightName), s.Fault, s.FaultID, s.Faults, s.Factor())
+		factor := "∞"
+		if s.Right > 0 {
+			factor = fmt.Sprintf("%.3g", s.Factor())
+		}
+		fmt.Fprintf(&b, "| %s | %s | %.3g | %s | %.3g | `%s` | %d | **%s** |\n",
+			s.Stage, s.Precision, s.Right, orNone(s.RightName), s.Fault, s.FaultID, s.Faults, factor)
 	}
 	return b.String()
 }
