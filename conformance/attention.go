@@ -65,8 +65,9 @@ func (r rowRange) Rows(dst []float32, from, n int) { r.Matrix.Rows(dst, r.from+f
 // mean of that.
 //
 // The exponential is good to 4u, the sum over n keys to accumulation(n), the
-// division to u; a probability may be stored (store). The weighted sum adds
-// accumulation(n), and the result is stored.
+// division to u; a probability may be stored (store, and in float16 no better than
+// the spacing of its subnormal numbers). The weighted sum adds accumulation(n),
+// and the result is stored.
 func boundAttnCore(b bounding, want []float64) []float64 {
 	c, w := b.truth.model.Weights.Config, b.weights()
 	q, k, v := b.at(taps.QRot), b.at(taps.KRot), b.at(taps.V)
@@ -78,7 +79,7 @@ func boundAttnCore(b bounding, want []float64) []float64 {
 	kernel.Parallel(len(b.truth.tokens)*c.Heads, 16, func(first, last int) {
 		n := len(b.truth.tokens)
 		p, delta := make([]float64, n), make([]float64, n)
-		scores, values := make([]independent, d), make([]independent, d)
+		scores, stored, sizes := make([]independent, d), make([]independent, d), make([]float64, d)
 		for row := first; row < last; row++ {
 			token, head := row/c.Heads, row%c.Heads
 			from, to := stages.KeyRange(l, token)
@@ -113,17 +114,19 @@ func boundAttnCore(b bounding, want []float64) []float64 {
 			for j, o := range out {
 				scores[j] = independent{}
 				scores[j].add(sinkError / sum * math.Abs(o))
-				values[j] = independent{}
+				stored[j], sizes[j] = independent{}, 0
 			}
 			for i := from; i < to; i++ {
 				probability := p[i] / sum
+				rounding := max(b.store*probability, b.tiny)
 				for j, value := range v[(i*c.KVHeads+kvHead)*d:][:d] {
 					scores[j].add(probability * delta[i] * math.Abs(value-out[j]))
-					values[j].add(probability * math.Abs(value))
+					stored[j].add(rounding * math.Abs(value))
+					sizes[j] += probability * math.Abs(value)
 				}
 			}
 			for j := range out {
-				bound[row*d+j] = beyondFirstOrder*scores[j].bound() + b.store*values[j].bound() + common*values[j].sum
+				bound[row*d+j] = beyondFirstOrder*scores[j].bound() + stored[j].bound() + common*sizes[j]
 			}
 		}
 	})
