@@ -3,7 +3,7 @@
 BUILD    := build
 PACKAGES := ./...
 # What runs goroutines of its own, and is fast enough under the race detector.
-RACED    := ./internal/... ./reference/... ./fixtures/... ./conformance/backends/... ./tools/gptoss
+RACED    := ./reference/... ./fixtures/... ./conformance/backends/... ./tools/gptoss
 .DEFAULT_GOAL := help
 
 include $(wildcard tools/*/*.mk)

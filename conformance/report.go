@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
+	"github.com/gptoss-conformance/gptoss/reference/tensor/atomicfile"
 )
 
 // StageGeneration is decoding with a KV cache, token by token. It is the one

@@ -7,8 +7,8 @@ import (
 	"os"
 	"strconv"
 
-	"github.com/gptoss-conformance/gptoss/internal/strictjson"
 	"github.com/gptoss-conformance/gptoss/reference/config"
+	"github.com/gptoss-conformance/gptoss/reference/config/strictjson"
 	"github.com/gptoss-conformance/gptoss/reference/tensor"
 )
 

@@ -10,8 +10,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gptoss-conformance/gptoss/internal/strictjson"
 	"github.com/gptoss-conformance/gptoss/reference/config"
+	"github.com/gptoss-conformance/gptoss/reference/config/strictjson"
 	"github.com/gptoss-conformance/gptoss/reference/tensor"
 )
 

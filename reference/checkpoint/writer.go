@@ -14,8 +14,8 @@ import (
 	"github.com/x448/float16"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
 	"github.com/gptoss-conformance/gptoss/reference/tensor"
+	"github.com/gptoss-conformance/gptoss/reference/tensor/atomicfile"
 )
 
 // item is a tensor to write: raw bytes, or matrices one after another.

@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/gptoss-conformance/gptoss/internal/strictjson"
+	"github.com/gptoss-conformance/gptoss/reference/config/strictjson"
 )
 
 // maxFileBytes bounds a config.json; the real ones have about 2 kB.

@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
-	"github.com/gptoss-conformance/gptoss/internal/strictjson"
+	"github.com/gptoss-conformance/gptoss/reference/config/strictjson"
+	"github.com/gptoss-conformance/gptoss/reference/tensor/atomicfile"
 )
 
 // A safetensors file: 8 bytes of header length (little-endian), a JSON object

@@ -23,11 +23,11 @@ import (
 	"github.com/gptoss-conformance/gptoss/conformance/backends/onnxruntime"
 	"github.com/gptoss-conformance/gptoss/conformance/faults"
 	"github.com/gptoss-conformance/gptoss/fixtures/tokenizer"
-	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 	"github.com/gptoss-conformance/gptoss/reference/taps"
 	"github.com/gptoss-conformance/gptoss/reference/tensor"
+	"github.com/gptoss-conformance/gptoss/reference/tensor/atomicfile"
 )
 
 // compareFlags are the flags of `gptoss compare`.

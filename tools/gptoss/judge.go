@@ -13,10 +13,10 @@ import (
 
 	"github.com/gptoss-conformance/gptoss/conformance"
 	"github.com/gptoss-conformance/gptoss/conformance/backends/onnxruntime"
-	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 	"github.com/gptoss-conformance/gptoss/reference/tensor"
+	"github.com/gptoss-conformance/gptoss/reference/tensor/atomicfile"
 )
 
 // subjectFlags say what is judged: a file of tensors, or a graph to run first.

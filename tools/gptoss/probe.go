@@ -15,12 +15,12 @@ import (
 	"github.com/gptoss-conformance/gptoss/conformance"
 	"github.com/gptoss-conformance/gptoss/fixtures"
 	"github.com/gptoss-conformance/gptoss/fixtures/tokenizer"
-	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 	"github.com/gptoss-conformance/gptoss/reference/config"
 	"github.com/gptoss-conformance/gptoss/reference/taps"
 	"github.com/gptoss-conformance/gptoss/reference/tensor"
+	"github.com/gptoss-conformance/gptoss/reference/tensor/atomicfile"
 )
 
 // probeFlags are the flags of `gptoss probe`.

@@ -9,7 +9,7 @@ import (
 
 	"github.com/gptoss-conformance/gptoss/conformance"
 	"github.com/gptoss-conformance/gptoss/conformance/faults"
-	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
+	"github.com/gptoss-conformance/gptoss/reference/tensor/atomicfile"
 )
 
 // routingCommand reports how a subject's choice of experts compares with the

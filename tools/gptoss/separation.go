@@ -10,9 +10,9 @@ import (
 
 	"github.com/gptoss-conformance/gptoss/conformance"
 	"github.com/gptoss-conformance/gptoss/fixtures"
-	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
+	"github.com/gptoss-conformance/gptoss/reference/tensor/atomicfile"
 )
 
 // separationCommand measures how far the right implementations are from the

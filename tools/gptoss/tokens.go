@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/gptoss-conformance/gptoss/internal/strictjson"
+	"github.com/gptoss-conformance/gptoss/reference/config/strictjson"
 )
 
 // parseTokens reads the value of --tokens: ids separated by commas, or the path
