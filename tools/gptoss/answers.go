@@ -21,11 +21,12 @@ import (
 	"github.com/gptoss-conformance/gptoss/conformance/faults"
 	"github.com/gptoss-conformance/gptoss/fixtures"
 	"github.com/gptoss-conformance/gptoss/fixtures/tokenizer"
-	"github.com/gptoss-conformance/gptoss/internal/atomicfile"
+	"github.com/gptoss-conformance/gptoss/fixtures/vocabulary"
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 	"github.com/gptoss-conformance/gptoss/reference/kernel"
 	"github.com/gptoss-conformance/gptoss/reference/tensor"
+	"github.com/gptoss-conformance/gptoss/reference/tensor/atomicfile"
 )
 
 // answersCommand asks a trained fixture its questions, under the right
@@ -36,12 +37,12 @@ func answersCommand() *cobra.Command {
 		Use:   "answers --fixture NAME",
 		Short: "Ask a trained fixture its questions, right and under every fault",
 		Long: `Ask a trained fixture its questions, under the right arithmetic and under every
-fault of the catalogue, in float32 and in bfloat16, and write a table: what a
+fault of the catalogue, and write a table: what a
 single question is answered (canary), or how many of several are answered right
 (capitals). The answers are greedy, decoded with a KV cache.`,
 		Example: `  gptoss answers --fixture canary --output canary.md
   gptoss answers --fixture canary --insert fixtures/README.md
-  gptoss answers --fixture capitals --every 8`,
+  gptoss answers --fixture capitals --precision float32 --every 8`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return answers(cmd.Context(), o, cmd.OutOrStdout())
@@ -52,6 +53,7 @@ single question is answered (canary), or how many of several are answered right
 	flags.StringVar(&o.output, "output", "", "markdown file to write; default: stdout")
 	flags.StringVar(&o.insert, "insert", "", "markdown file whose table to replace, between <!-- answers: NAME --> and <!-- end -->")
 	flags.IntVar(&o.every, "every", 1, "ask every n-th question only")
+	flags.StringSliceVar(&o.precisions, "precision", []string{"float32", "bfloat16"}, "arithmetic: float32, bfloat16 or both")
 	if err := command.MarkFlagRequired("fixture"); err != nil {
 		panic(err) // the flag was defined above
 	}
@@ -61,72 +63,11 @@ single question is answered (canary), or how many of several are answered right
 type answersOptions struct {
 	fixture, output, insert string
 	every                   int
+	precisions              []string
 }
 
-// asked is a question as row numbers; see [vocabularyRows].
+// asked is a question as row numbers; see package vocabulary.
 type asked struct{ prompt, answer []int32 }
-
-// vocabularyRows are the ids that a fixture stores a row for, and one of the
-// others, which all have the same: a model over these alone says the same as
-// one over all 201,088, and several times as fast.
-type vocabularyRows []int32
-
-func usedRows(fixture string, vocabulary int) (vocabularyRows, error) {
-	f, err := tensor.OpenSafetensors(filepath.Join(fixtures.Dir(fixture), fixtures.WeightsFile))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	ids, err := fixtures.StoredIDs(f, vocabulary)
-	if err != nil {
-		return nil, err
-	}
-	other := int32(0)
-	for slices.Contains(ids, other) {
-		other++
-	}
-	return append(ids, other), nil
-}
-
-// of returns the rows of tokens.
-func (r vocabularyRows) of(ids []int32) []int32 {
-	rows := make([]int32, len(ids))
-	for i, id := range ids {
-		row, found := slices.BinarySearch(r[:len(r)-1], id)
-		if !found {
-			row = len(r) - 1
-		}
-		rows[i] = int32(row)
-	}
-	return rows
-}
-
-// text decodes rows.
-func (r vocabularyRows) text(rows []int32) string {
-	ids := make([]int32, len(rows))
-	for i, row := range rows {
-		ids[i] = r[row]
-	}
-	text, _ := tokenizer.Decode(ids) // ids of the vocabulary
-	return string(text)
-}
-
-// model returns the model over these rows.
-func (r vocabularyRows) model(m *checkpoint.Model) *checkpoint.Model {
-	small := *m
-	small.Config.VocabSize = len(r)
-	small.Embedding, small.Unembedding = r.pick(m.Embedding), r.pick(m.Unembedding)
-	return &small
-}
-
-func (r vocabularyRows) pick(m checkpoint.Matrix) checkpoint.Matrix {
-	_, cols := m.Dims()
-	picked := checkpoint.Dense{RowCount: len(r), ColCount: cols, Data: make([]float32, len(r)*cols)}
-	for i, id := range r {
-		m.Rows(picked.Data[i*cols:][:cols], int(id), 1)
-	}
-	return picked
-}
 
 // outcome is what a model says to all questions.
 type outcome struct {
@@ -139,6 +80,10 @@ type outcome struct {
 func answers(ctx context.Context, o answersOptions, stdout io.Writer) error {
 	if o.every < 1 {
 		return fmt.Errorf("--every: %d is less than 1", o.every)
+	}
+	precisions, err := answersPrecisions(o.precisions)
+	if err != nil {
+		return err
 	}
 	if o.output != "" && o.insert != "" {
 		return errors.New("--output and --insert exclude each other")
@@ -182,31 +127,34 @@ func answers(ctx context.Context, o answersOptions, stdout io.Writer) error {
 		return err
 	}
 	defer weights.Close()
-	rows, err := usedRows(o.fixture, weights.Config.VocabSize)
+	rows, err := vocabulary.Used(o.fixture, weights.Config.VocabSize)
 	if err != nil {
 		return err
 	}
-	small := rows.model(weights)
+	small, err := rows.Model(weights)
+	if err != nil {
+		return err
+	}
 	for i, q := range questions {
-		questions[i] = asked{rows.of(q.prompt), rows.of(q.answer)}
+		questions[i] = asked{rows.Of(q.prompt), rows.Of(q.answer)}
 	}
 
 	catalogue := append([]faults.Fault{{ID: "none", Explanation: "the right arithmetic"}}, faults.All()...)
-	results := make([][2]outcome, len(catalogue))
+	results := make([][]outcome, len(catalogue))
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for i, fault := range catalogue {
 		group.Go(func() error {
-			single := faults.Apply(fault, reference.New(small, reference.Single()))
-			short := faults.Apply(fault, reference.New(small, reference.Short(reference.BFloat16.Format())))
-			results[i] = [2]outcome{ask(groupCtx, single, rows, questions), ask(groupCtx, short, rows, questions)}
+			for _, precision := range precisions {
+				results[i] = append(results[i], askIn(groupCtx, precision, fault, small, rows, questions))
+			}
 			return groupCtx.Err()
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	text := answersTable(catalogue, results, trained, len(questions))
+	text := answersTable(catalogue, precisions, results, trained, len(questions))
 	switch {
 	case o.insert != "":
 		return atomicfile.Write(ctx, o.insert, []byte(around[0]+"\n"+text+around[1]))
@@ -215,6 +163,25 @@ func answers(ctx context.Context, o answersOptions, stdout io.Writer) error {
 	}
 	_, err = io.WriteString(stdout, text)
 	return err
+}
+
+// answersPrecisions reads --precision.
+func answersPrecisions(names []string) ([]reference.Precision, error) {
+	var list []reference.Precision
+	for _, name := range names {
+		precision, err := reference.ParsePrecision(name)
+		if err != nil {
+			return nil, fmt.Errorf("--precision: %w", err)
+		}
+		if precision != reference.Float32 && precision != reference.BFloat16 || slices.Contains(list, precision) {
+			return nil, fmt.Errorf("--precision: %q: give float32, bfloat16 or both", name)
+		}
+		list = append(list, precision)
+	}
+	if len(list) == 0 {
+		return nil, errors.New("--precision is empty: give float32, bfloat16 or both")
+	}
+	return list, nil
 }
 
 // splitAround returns what stands before and after a fixture's table, with the
@@ -247,11 +214,25 @@ func trainedFaults(fixture string) ([]string, error) {
 	return ids, nil
 }
 
-// ask puts every question to a model.
-func ask[F kernel.Float](ctx context.Context, model reference.Model[F], rows vocabularyRows, questions []asked) outcome {
+// askIn asks a model with a fault, in float32 or else with the rounding of another
+// precision.
+func askIn(ctx context.Context, p reference.Precision, fault faults.Fault, m *checkpoint.Model, rows vocabulary.Rows, questions []asked) outcome {
+	if p == reference.Float32 {
+		return ask(ctx, faults.Apply(fault, reference.New(m, reference.Single())), rows, questions)
+	}
+	return ask(ctx, faults.Apply(fault, reference.New(m, reference.Short(p.Format()))), rows, questions)
+}
+
+// ask puts every question to a model. Only the first is answered to the end:
+// of the others it counts whether they are right.
+func ask[F kernel.Float](ctx context.Context, model reference.Model[F], rows vocabulary.Rows, questions []asked) outcome {
 	result := outcome{margin: math.Inf(1)}
 	for i, q := range questions {
-		said, margin, err := greedy(ctx, model, q, rows.of([]int32{tokenizer.Return})[0])
+		var expected []int32
+		if i > 0 {
+			expected = q.answer
+		}
+		said, margin, err := greedy(ctx, model, q.prompt, expected, rows.Of([]int32{tokenizer.Return})[0])
 		if err != nil {
 			result.err = err
 			continue
@@ -261,7 +242,7 @@ func ask[F kernel.Float](ctx context.Context, model reference.Model[F], rows voc
 			result.right++
 		}
 		if i == 0 {
-			result.said = rows.text(said)
+			result.said = rows.Text(said)
 		}
 	}
 	return result
@@ -270,11 +251,12 @@ func ask[F kernel.Float](ctx context.Context, model reference.Model[F], rows voc
 // answerLimit is more than any answer of ours has.
 const answerLimit = 24
 
-// greedy decodes until the model returns, or has said more than it ever should.
-func greedy[F kernel.Float](ctx context.Context, model reference.Model[F], q asked, end int32) (said []int32, margin float64, err error) {
+// greedy decodes until the model returns, or has said more than it ever should,
+// or something else than expected (nil: anything may be).
+func greedy[F kernel.Float](ctx context.Context, model reference.Model[F], prompt, expected []int32, end int32) (said []int32, margin float64, err error) {
 	d := newReferenceDecoderOf(model)
 	margin = math.Inf(1)
-	next := q.prompt
+	next := prompt
 	for len(said) < answerLimit {
 		logits, err := d.next(ctx, next)
 		if err != nil {
@@ -286,7 +268,7 @@ func greedy[F kernel.Float](ctx context.Context, model reference.Model[F], q ask
 		}
 		margin = min(margin, lead(logits, id))
 		said = append(said, id)
-		if id == end {
+		if id == end || expected != nil && !slices.Equal(said, expected[:min(len(said), len(expected))]) {
 			break
 		}
 		next = []int32{id}
@@ -306,12 +288,12 @@ func lead(logits []float32, id int32) float64 {
 }
 
 // answersTable writes what came out as markdown.
-func answersTable(catalogue []faults.Fault, results [][2]outcome, trained []string, questions int) string {
+func answersTable(catalogue []faults.Fault, precisions []reference.Precision, results [][]outcome, trained []string, questions int) string {
 	var b bytes.Buffer
 	if questions == 1 {
-		canaryTable(&b, catalogue, results, trained)
+		canaryTable(&b, catalogue, precisions, results, trained)
 	} else {
-		accuracyTable(&b, catalogue, results, trained, questions)
+		accuracyTable(&b, catalogue, precisions, results, trained, questions)
 	}
 	return b.String()
 }
@@ -339,7 +321,7 @@ func (r outcome) verdict(id string) string {
 	return verdictBroken
 }
 
-func canaryTable(b *bytes.Buffer, catalogue []faults.Fault, results [][2]outcome, trained []string) {
+func canaryTable(b *bytes.Buffer, catalogue []faults.Fault, precisions []reference.Precision, results [][]outcome, trained []string) {
 	counts := map[string]map[string]int{}
 	var rows bytes.Buffer
 	for i, fault := range catalogue {
@@ -377,17 +359,25 @@ func canaryTable(b *bytes.Buffer, catalogue []faults.Fault, results [][2]outcome
 	}
 	fmt.Fprintln(b, "| faults | precision | caught | of them named | all |\n|---|---|---|---|---|")
 	for _, kind := range []struct{ key, name string }{{"yes", "trained on"}, {"no", "never seen"}} {
-		for precision, name := range []string{"float32", "bfloat16"} {
+		for precision, name := range precisions {
 			c := counts[fmt.Sprintf("%s %d", kind.key, precision)]
 			fmt.Fprintf(b, "| %s | %s | %d | %d | %d |\n", kind.name, name, c["all"]-c[verdictPass], c[verdictNamed], c["all"])
 		}
 	}
-	fmt.Fprintln(b, "\n| fault | trained on | float32 | says | margin | bfloat16 | says | margin |\n|---|---|---|---|---|---|---|---|")
+	fmt.Fprintf(b, "\n| fault | trained on |")
+	for _, name := range precisions {
+		fmt.Fprintf(b, " %s | says | margin |", name)
+	}
+	fmt.Fprintf(b, "\n|---|---|%s\n", strings.Repeat("---|---|---|", len(precisions)))
 	b.Write(rows.Bytes())
 }
 
-func accuracyTable(b *bytes.Buffer, catalogue []faults.Fault, results [][2]outcome, trained []string, questions int) {
-	fmt.Fprintf(b, "%d questions.\n\n| fault | trained on | float32: right answers | bfloat16: right answers |\n|---|---|---|---|\n", questions)
+func accuracyTable(b *bytes.Buffer, catalogue []faults.Fault, precisions []reference.Precision, results [][]outcome, trained []string, questions int) {
+	fmt.Fprintf(b, "%d questions.\n\n| fault | trained on |", questions)
+	for _, name := range precisions {
+		fmt.Fprintf(b, " %s: right answers |", name)
+	}
+	fmt.Fprintf(b, "\n|---|---|%s\n", strings.Repeat("---|", len(precisions)))
 	for i, fault := range catalogue {
 		kind := "no"
 		switch {
@@ -396,6 +386,10 @@ func accuracyTable(b *bytes.Buffer, catalogue []faults.Fault, results [][2]outco
 		case slices.Contains(trained, fault.ID):
 			kind = "yes"
 		}
-		fmt.Fprintf(b, "| `%s` | %s | %d | %d |\n", fault.ID, kind, results[i][0].right, results[i][1].right)
+		fmt.Fprintf(b, "| `%s` | %s |", fault.ID, kind)
+		for _, r := range results[i] {
+			fmt.Fprintf(b, " %d |", r.right)
+		}
+		fmt.Fprintln(b)
 	}
 }

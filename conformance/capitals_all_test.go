@@ -1,0 +1,5 @@
+//go:build twolayer
+
+package conformance_test
+
+func init() { allQuestions = true }
