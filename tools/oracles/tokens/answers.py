@@ -5,11 +5,16 @@ fixture's questions.
     TIKTOKEN_ENCODINGS_BASE=build/tokens build/oracles/bin/python \
         tools/oracles/tokens/answers.py fixtures/capitals build/capitals golden/answers/capitals.json
 
-torch is OpenAI's model, without a cache, in float32 and bfloat16; transformers decodes with its KV cache, in float32. Tokens
-are the greedy ones, and a margin is the distance of torch's chosen logit from
-the second, per token, in float32. Prompts are rendered by OpenAI's harmony, so
-that the file tests the tokenizer too. The sha256 is that of the fixture's
-model.safetensors: a model that was trained anew needs new answers.
+`make golden-answers` does this for both fixtures. With --check in front, nothing
+is written: the answers are made again and compared with the file's, tokens
+exactly and margins within MARGIN_LIMIT.
+
+torch is OpenAI's model, without a cache, in float32 and bfloat16; transformers
+decodes with its KV cache, in float32. Tokens are the greedy ones, and a margin is
+the distance of torch's chosen logit from the second, per token, in float32.
+Prompts are rendered by OpenAI's harmony, so that the file tests the tokenizer
+too. The sha256 is that of the fixture's model.safetensors: a model that was
+trained anew needs new answers.
 """
 
 import hashlib
@@ -29,6 +34,15 @@ import transformers_model
 from checkpoints import Checkpoint
 
 LIMIT, RETURN = 24, 200002
+
+# Margins are stored to 4 digits. Another CPU's order of sums moves one by about
+# 1e-4 (decidedMargin in conformance/capitals_test.go has the derivation).
+MARGIN_LIMIT = 1e-3
+
+# What made each part of the file.
+RUNS = {"torch float32": "tokens and margins; OpenAI's model, without a cache",
+        "torch bfloat16": "where it differs; OpenAI's model, without a cache",
+        "transformers float32": "where it differs; decoded with its KV cache"}
 
 
 def prompt_of(encoding, question):
@@ -77,7 +91,8 @@ def by_transformers(checkpoint, precision, prompts):
     return answers
 
 
-def main(fixture: Path, expanded: Path, output: Path):
+def make(fixture: Path, expanded: Path):
+    """Returns where the answers come from, and a case per question."""
     torch.set_num_threads(2)
     encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
     questions = json.loads((fixture / "questions.json").read_text())
@@ -97,18 +112,56 @@ def main(fixture: Path, expanded: Path, output: Path):
         # The others only where they differ.
         case |= {name: run[i][0] for name, run in runs.items() if run[i][0] != said}
         cases.append(case)
+    right = sum(case["right"] for case in cases)
+    others = {name: sum(name in case for case in cases) for name in list(runs)[1:]}
+    print(f"{len(cases)} questions, {right} answered right by torch in float32; "
+          + ", ".join(f"{name} differs in {count}" for name, count in others.items()), flush=True)
     digest = hashlib.sha256((fixture / "model.safetensors").read_bytes()).hexdigest()
-    about = {"fixture": fixture.name, "sha256": digest, "oracles": {name: version(name) for name in ("torch", "gpt-oss", "transformers", "openai-harmony")},
+    about = {"fixture": fixture.name, "sha256": digest, "runs": RUNS,
+             "oracles": {name: version(name) for name in ("torch", "gpt-oss", "transformers", "openai-harmony")},
              "command": f"tools/oracles/tokens/answers.py fixtures/{fixture.name} build/{fixture.name} golden/answers/{fixture.name}.json"}
+    return about, cases
+
+
+def write(output, about, cases):
     lines = ",\n  ".join(json.dumps(case, separators=(",", ":"), ensure_ascii=False) for case in cases)
     part = output.with_suffix(".part")
     part.write_text(f'{{"about": {json.dumps(about)},\n "cases": [\n  {lines}\n]}}\n')
     os.replace(part, output)
-    right = sum(case["right"] for case in cases)
-    others = {name: sum(name in case for case in cases) for name in list(runs)[1:]}
-    print(f"{len(cases)} questions, {right} answered right by torch in float32; "
-          + ", ".join(f"{name} differs in {count}" for name, count in others.items()))
+
+
+def differences(path, about, cases):
+    """Says in what the stored answers are not these."""
+    stored = json.loads(path.read_text())
+    for key in ("fixture", "sha256"):
+        if stored["about"][key] != about[key]:
+            yield f"{path}: {key} is {stored['about'][key]}, now {about[key]}"
+    if [case["name"] for case in stored["cases"]] != [case["name"] for case in cases]:
+        yield f"{path}: other questions than now"
+        return
+    for old, new in zip(stored["cases"], cases):
+        exact = [{key: value for key, value in case.items() if key != "margins"} for case in (old, new)]
+        if exact[0] != exact[1]:
+            keys = [key for key in exact[0].keys() | exact[1].keys() if exact[0].get(key) != exact[1].get(key)]
+            yield f"{path}: {old['name']}: other {', '.join(sorted(keys))} than now"
+        elif not max(abs(a - b) for a, b in zip(old["margins"], new["margins"], strict=True)) <= MARGIN_LIMIT:
+            yield f"{path}: {old['name']}: margins {old['margins']}, now {new['margins']}"
+
+
+def main(arguments):
+    check = arguments[:1] == ["--check"]
+    fixture, expanded, output = (Path(argument) for argument in arguments[check:])
+    about, cases = make(fixture, expanded)
+    if not check:
+        write(output, about, cases)
+        return
+    problems = list(differences(output, about, cases))
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise SystemExit(f"{output}: {len(problems)} differences")
+    print(f"{output} is what the oracles answer")
 
 
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:4]))
+    main(sys.argv[1:])
