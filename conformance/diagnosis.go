@@ -645,6 +645,9 @@ func (j *judging) weighHypotheses(v *Verdict) error {
 	if !j.logitsAlone() || v.Word == Fail || len(j.options.Catalogue) == 0 {
 		return nil
 	}
+	if !j.loose && isWide(j.model.Weights.Config) {
+		return nil // the budget decides row by row, and a hundred runs would take an hour
+	}
 	logits := j.subject.reals[taps.Logits]
 	truth := j.truth.real(taps.Logits)
 	rows := len(j.tokens)

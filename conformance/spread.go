@@ -8,6 +8,7 @@ import (
 	"github.com/gptoss-conformance/gptoss/conformance/faults"
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
+	"github.com/gptoss-conformance/gptoss/reference/config"
 	"github.com/gptoss-conformance/gptoss/reference/kernel"
 	"github.com/gptoss-conformance/gptoss/reference/taps"
 )
@@ -50,16 +51,17 @@ func sample(ctx context.Context, weights *checkpoint.Model, tokens []int32, o *o
 	return sourceOf(jittered(newEvaluation(ctx, &m, tokens), from, seed))
 }
 
-// wide is the size of an embedding, in elements, from which on a model counts as
-// wide: that of vocabulary 201,088 is beyond it from width 84 on.
-const wide = 1 << 24
+// isWide tells models of real size from small ones, which can be run a hundred
+// times: by their embedding, from 2^24 elements on (vocabulary 201,088 has that
+// from width 84 on).
+func isWide(c config.Config) bool { return c.VocabSize*c.HiddenSize >= 1<<24 }
 
 func perturbedModel[F reference.Float](weights *checkpoint.Model, a reference.Arithmetic[F], format kernel.Format, seed int) reference.Model[F] {
 	// Where activations are rounded to 16 bits, the order of sums makes no
 	// difference to speak of; and at full width the vector kernels' own order has
 	// to do, since the others take minutes.
 	orders := []kernel.Dot[F]{kernel.Sequential[F], kernel.Pairwise[F], kernel.Backward[F], kernel.Lanes[F]}
-	if format == kernel.Float32 && weights.Config.VocabSize*weights.Config.HiddenSize < wide {
+	if format == kernel.Float32 && !isWide(weights.Config) {
 		a.Dot = orders[seed%len(orders)]
 	}
 	a.Round = perturbedRound[F](format, seed)
