@@ -115,12 +115,24 @@ func requireNamed(t *testing.T, f faults.Fault, acts string, v *conformance.Verd
 	_, tap := taps.Split(v.FirstDivergence)
 	require.Equal(t, f.Tap, tap, "%s", v.Reason)
 	require.Equal(t, acts, v.FirstDivergence, "%s", v.Reason)
+	require.GreaterOrEqual(t, ownRatio(f, v), 10.0, "no more than ten times what rounding explains: the bound is loose, or the fixture weak")
 	require.NotNil(t, v.Diagnosis)
 	named := append([]string{v.Diagnosis.ID()}, v.Diagnosis.Equals...)
 	require.Contains(t, named, f.ID, "%s", v.Reason)
 	if v.Diagnosis.ID() != f.ID {
 		require.True(t, f.Special, "named %s instead", v.Diagnosis.ID())
 	}
+}
+
+// ownRatio is the largest error ÷ bound at a fault's own tap, judged by itself.
+func ownRatio(f faults.Fault, v *conformance.Verdict) float64 {
+	largest := 0.0
+	for _, finding := range v.Findings {
+		if _, tap := taps.Split(finding.Tap); tap == f.Tap && finding.Method != conformance.FreeRunning {
+			largest = max(largest, finding.Ratio)
+		}
+	}
+	return largest
 }
 
 // firstDifferences returns a function that finds the first tap that a fault

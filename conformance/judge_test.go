@@ -180,6 +180,28 @@ func TestOneElementIsEnough(t *testing.T) {
 	}
 }
 
+// TestUnexplainedFlipFails: an expert that the subject's own logits pass over by a
+// wide margin is a fault, at the choice itself.
+func TestUnexplainedFlipFails(t *testing.T) {
+	p := provingGround(t)[0]
+	const name = "block_1." + taps.ExpertIndices
+	v, err := judged(t, p, reference.Float32, conformance.JudgeOptions{Catalogue: []faults.Fault{}}, func(r map[string]tensor.Tensor) {
+		indices, err := r[name].Int32s()
+		require.NoError(t, err)
+		for e := range int32(p.weights.Config.Experts) {
+			if !slices.Contains(indices[12:16], e) { // token 3 of four experts each
+				indices[12] = e
+				break
+			}
+		}
+		r[name] = tensor.FromInt32s(r[name].Shape, indices)
+	})
+	require.NoError(t, err)
+	assert.Equal(t, conformance.Fail, v.Word)
+	assert.Equal(t, name, v.FirstDivergence, "%s", v.Reason)
+	assert.Equal(t, 1, v.Routing[1].Unexplained)
+}
+
 // TestShortInputIsPartial: a pass on an input that leaves the window unused is
 // not a pass.
 func TestShortInputIsPartial(t *testing.T) {
