@@ -155,7 +155,7 @@ func generated(t *testing.T, layers int) string {
 		return dir
 	}
 	start := time.Now()
-	require.NoError(t, fixtures.Synthesize(t.Context(), fixtures.GPTOSS20B(layers), 1, fixtures.Healthy, dir))
+	require.NoError(t, fixtures.Synthesize(t.Context(), fixtures.GPTOSS20B(layers), 1, fixtures.Deep, dir))
 	t.Logf("%s: made in %.0f s", dir, time.Since(start).Seconds())
 	return dir
 }

@@ -83,7 +83,7 @@ func (f synthesizeFlags) synthesize(ctx context.Context, layersGiven bool, stdou
 	}
 
 	bar := checkpointBar(stderr)
-	err = fixtures.Synthesize(ctx, c, f.seed, fixtures.Healthy, output, fixtures.WithProgress(func(done, total int64) {
+	err = fixtures.Synthesize(ctx, c, f.seed, fixtures.Deep, output, fixtures.WithProgress(func(done, total int64) {
 		bar.ChangeMax64(total)
 		bar.Set64(done) //nolint:errcheck // a bar cannot fail the work
 	}))
