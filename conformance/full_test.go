@@ -6,5 +6,5 @@ import "testing"
 
 // TestFull judges all 24 layers at full width.
 func TestFull(t *testing.T) {
-	openFullWidth(t, "full", 24).runTier(t, "routing-full.md")
+	openFullWidth(t, "full", 24).runTier(t, "full.md")
 }

@@ -6,5 +6,5 @@ import "testing"
 
 // TestTwoLayer judges two layers at full width.
 func TestTwoLayer(t *testing.T) {
-	openFullWidth(t, "twolayer", 2).runTier(t, "routing-twolayer.md")
+	openFullWidth(t, "twolayer", 2).runTier(t, "twolayer.md")
 }
