@@ -120,9 +120,7 @@ func (d *Decoding) Step(ctx context.Context, tokens []int32) (tensor.Tensor, err
 	if err != nil {
 		return tensor.Tensor{}, err
 	}
-	for _, v := range d.past {
-		v.Destroy()
-	}
+	d.session.release(d.past)
 	d.past = present
 	d.length += len(tokens)
 	return results[taps.Logits], nil
@@ -130,10 +128,7 @@ func (d *Decoding) Step(ctx context.Context, tokens []int32) (tensor.Tensor, err
 
 // Close releases the cache.
 func (d *Decoding) Close() error {
-	var failures []error
-	for _, v := range d.past {
-		failures = append(failures, v.Destroy())
-	}
+	past := d.past
 	d.past = nil
-	return errors.Join(failures...)
+	return d.session.release(past)
 }

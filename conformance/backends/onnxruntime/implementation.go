@@ -53,7 +53,7 @@ func (i implementation) Open(ctx context.Context, dir string) (conformance.Insta
 	if err := exporter.Export(ctx, weights, path, i.export); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(work))
 	}
-	session, err := Open(path, i.options)
+	session, err := OpenContext(ctx, path, i.options)
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(work))
 	}
@@ -100,8 +100,8 @@ type graph struct {
 func (g graph) Name() string                   { return g.name }
 func (g graph) Precision() reference.Precision { return g.precision }
 
-func (g graph) Open(context.Context, string) (conformance.Instance, error) {
-	session, err := Open(g.path, g.options)
+func (g graph) Open(ctx context.Context, _ string) (conformance.Instance, error) {
+	session, err := OpenContext(ctx, g.path, g.options)
 	if err != nil {
 		return nil, err
 	}
@@ -137,12 +137,10 @@ func (i implementation) RunStage(ctx context.Context, in conformance.StageInput)
 func (i implementation) runStage(ctx context.Context, path string, in conformance.StageInput, inputs, outputs []ort.InputOutputInfo) (map[string]tensor.Tensor, error) {
 	var inputNames, outputNames []string
 	var given, results []ort.Value
+	s := &Session{path: path}
 	defer func() {
-		for _, v := range append(given, results...) {
-			if v != nil {
-				v.Destroy()
-			}
-		}
+		s.release(given)
+		s.release(results)
 	}()
 	for _, info := range inputs {
 		v, err := stageInput(in, info)
@@ -160,7 +158,6 @@ func (i implementation) runStage(ctx context.Context, path string, in conformanc
 		return nil, err
 	}
 	defer settings.Destroy()
-	s := &Session{path: path}
 	if s.session, err = ort.NewDynamicAdvancedSession(path, inputNames, outputNames, settings); err != nil {
 		return nil, fmt.Errorf("stage of %v: %s", in.Taps, oneLine(err))
 	}

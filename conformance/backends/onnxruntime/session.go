@@ -29,6 +29,11 @@ var environment = sync.OnceValue(func() error {
 	if err != nil {
 		return err
 	}
+	// The official libraries for Linux report every session to their maker unless
+	// they are told not to (since 1.29; this is how, before they are loaded).
+	if err := os.Setenv("ORT_DISABLE_TELEMETRY", "1"); err != nil {
+		return err
+	}
 	ort.SetSharedLibraryPath(path)
 	// Errors are returned; the runtime need not print them too.
 	if err := ort.InitializeEnvironment(ort.WithLogLevelFatal()); err != nil {
@@ -63,6 +68,7 @@ type Session struct {
 	cache   []cached
 	fixed   int // tokens of every run, or 0 for any number
 	close   sync.Once
+	background
 }
 
 // input is an input of the graph and what it is fed with.
@@ -75,6 +81,16 @@ type input struct {
 type output struct {
 	ort.InputOutputInfo
 	tap string
+}
+
+// OpenContext is [Open], and returns as soon as the context ends. The runtime
+// cannot be stopped while it loads a graph: it goes on in the background, and
+// what it loaded is closed.
+func OpenContext(ctx context.Context, path string, o Options) (*Session, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return await(ctx, func() (*Session, error) { return Open(path, o) }, func(s *Session) { s.Close() })
 }
 
 // Open loads a graph, with or without a KV cache. It must have one input of token ids, int64 or int32, [T]
@@ -285,10 +301,11 @@ func (s *Session) Outputs() []string {
 // not look, and the padding's results are dropped.
 func (s *Session) Length() int { return s.fixed }
 
-// Close releases the session.
+// Close releases the session, if a cancelled run is still in it when that has
+// ended.
 func (s *Session) Close() error {
 	var err error
-	s.close.Do(func() { err = s.session.Destroy() })
+	s.close.Do(func() { err = s.whenIdle(s.session.Destroy) })
 	return err
 }
 
@@ -320,7 +337,8 @@ func (s *Session) Metadata() (map[string]string, error) {
 }
 
 // Run feeds tokens and returns every output that the registry knows, in its
-// shape. When the context ends, the run is stopped.
+// shape. When the context ends, it returns at once and the runtime stops as soon as
+// it can; the session stays usable.
 func (s *Session) Run(ctx context.Context, tokens []int32) (map[string]tensor.Tensor, error) {
 	return s.RunTaps(ctx, tokens, nil)
 }
@@ -328,7 +346,7 @@ func (s *Session) Run(ctx context.Context, tokens []int32) (map[string]tensor.Te
 // RunTaps is Run, and returns only the outputs wanted (nil: all).
 func (s *Session) RunTaps(ctx context.Context, tokens []int32, wanted []string) (map[string]tensor.Tensor, error) {
 	var past []ort.Value
-	defer func() { destroy(past) }()
+	defer func() { s.release(past) }()
 	for _, c := range s.cache {
 		v, err := c.empty()
 		if err != nil {
@@ -340,19 +358,24 @@ func (s *Session) RunTaps(ctx context.Context, tokens []int32, wanted []string) 
 	if err != nil {
 		return nil, err
 	}
-	destroy(present)
+	s.release(present)
 	if wanted != nil {
 		maps.DeleteFunc(results, func(name string, _ tensor.Tensor) bool { return !slices.Contains(wanted, name) })
 	}
 	return results, nil
 }
 
-func destroy(values []ort.Value) {
-	for _, v := range values {
-		if v != nil {
-			v.Destroy()
+// release destroys values as soon as no abandoned run uses them.
+func (s *Session) release(values []ort.Value) error {
+	return s.whenIdle(func() error {
+		var failures []error
+		for _, v := range values {
+			if v != nil {
+				failures = append(failures, v.Destroy())
+			}
 		}
-	}
+		return errors.Join(failures...)
+	})
 }
 
 // forward runs tokens that come after as many earlier ones as start says, whose
@@ -369,8 +392,8 @@ func (s *Session) forward(ctx context.Context, tokens []int32, start int, past [
 	inputs := make([]ort.Value, 0, len(s.inputs)+len(past))
 	outputs := make([]ort.Value, len(s.outputs)+len(s.cache))
 	defer func() {
-		destroy(inputs[:min(len(inputs), len(s.inputs))])
-		destroy(outputs)
+		s.release(inputs[:min(len(inputs), len(s.inputs))])
+		s.release(outputs)
 	}()
 	for _, in := range s.inputs {
 		v, err := in.value(tokens, start, length)
@@ -390,7 +413,6 @@ func (s *Session) forward(ctx context.Context, tokens []int32, start int, past [
 	if err := s.run(ctx, inputs, outputs); err != nil {
 		return nil, nil, err
 	}
-	runtime.KeepAlive(inputs)
 	results := make(map[string]tensor.Tensor, len(s.outputs))
 	for i, out := range s.outputs {
 		t, err := out.tensor(outputs[i])
@@ -425,30 +447,34 @@ func (s *Session) checkTokens(ctx context.Context, tokens []int32) error {
 	return nil
 }
 
-// run calls the runtime, and stops it when the context ends.
+// run calls the runtime. When the context ends it tells the runtime to stop, and
+// does not wait until it has: inputs and outputs stay in use until the session is
+// idle.
 func (s *Session) run(ctx context.Context, inputs, outputs []ort.Value) error {
 	options, err := ort.NewRunOptions()
 	if err != nil {
 		return err
 	}
-	defer options.Destroy()
-	finished := make(chan struct{})
-	watched := make(chan struct{})
+	done := make(chan error, 1)
 	go func() {
-		defer close(watched)
-		select {
-		case <-ctx.Done():
-			options.Terminate()
-		case <-finished:
-		}
+		err := s.session.RunWithOptions(inputs, outputs, options)
+		runtime.KeepAlive(inputs)
+		done <- err
 	}()
-	err = s.session.RunWithOptions(inputs, outputs, options)
-	close(finished)
-	<-watched
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		options.Terminate()
+		s.begin()
+		go func() {
+			<-done
+			options.Destroy()
+			s.end()
+		}()
+		return ctx.Err()
+	}
+	options.Destroy()
 	if err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
 		return fmt.Errorf("%s: %s", s.path, oneLine(err))
 	}
 	return nil

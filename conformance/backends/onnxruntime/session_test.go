@@ -5,6 +5,7 @@ import (
 	"context"
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -327,23 +328,146 @@ func TestTokensAreChecked(t *testing.T) {
 	require.Equal(t, []int{1, m.Config.VocabSize}, out[taps.Logits].Shape)
 }
 
+// endless is a graph that counts to the first token's id, one step of a Loop at a
+// time: with a large id no run of it ends by itself.
+func endless(t *testing.T) string {
+	t.Helper()
+	body := &onnxpb.GraphProto{
+		Name: proto.String("body"),
+		Input: []*onnxpb.ValueInfoProto{
+			value("i", exporter.Int64), value("go", exporter.Bool), value("sum", exporter.Int64, 1),
+		},
+		Output: []*onnxpb.ValueInfoProto{value("on", exporter.Bool), value("next", exporter.Int64, 1)},
+		Node:   []*onnxpb.NodeProto{operator("Identity", "go", "on"), operator("Add", "sum one", "next")},
+	}
+	return write(t, &onnxpb.GraphProto{
+		Input:  []*onnxpb.ValueInfoProto{value("input_ids", exporter.Int64, "T")},
+		Output: []*onnxpb.ValueInfoProto{value("logits", exporter.Float32, 1, 1)},
+		Node: append([]*onnxpb.NodeProto{
+			operator("Gather", "input_ids zero", "count"),
+			{
+				OpType: proto.String("Loop"), Input: []string{"count", "", "start"}, Output: []string{"total"},
+				Attribute: []*onnxpb.AttributeProto{{Name: proto.String("body"), Type: onnxpb.AttributeProto_GRAPH.Enum(), G: body}},
+			},
+		}, echo("total", "logits", exporter.Float32)...),
+		Initializer: []*onnxpb.TensorProto{
+			one, constant("zero", exporter.Int64, nil, make([]byte, 8)), constant("start", exporter.Int64, []int64{1}, make([]byte, 8)),
+		},
+	})
+}
+
+// watched is a context that tells when somebody begins to wait for its end.
+type watched struct {
+	context.Context
+	once  sync.Once
+	asked chan struct{}
+}
+
+func (w *watched) Done() <-chan struct{} {
+	w.once.Do(func() { close(w.asked) })
+	return w.Context.Done()
+}
+
 func TestCancelledRunStops(t *testing.T) {
-	path, _ := toyGraph(t, exporter.Options{})
-	s := open(t, path, Options{Threads: 1})
+	s := open(t, endless(t), Options{Threads: 1})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err := s.Run(ctx, []int32{1})
 	require.ErrorIs(t, err, context.Canceled)
 
-	// While it runs: 3,000 tokens take far longer than it takes to cancel.
-	tokens := make([]int32, 3000)
+	// While it runs. The session can run again at once, and the runtime gives the
+	// first run up: else the test would not come to its end.
 	ctx, cancel = context.WithCancel(t.Context())
-	var waiting sync.WaitGroup
-	waiting.Go(func() { _, err = s.Run(ctx, tokens) })
-	cancel()
-	waiting.Wait()
+	w := &watched{Context: ctx, asked: make(chan struct{})}
+	go func() {
+		<-w.asked
+		cancel()
+	}()
+	_, err = s.Run(w, []int32{math.MaxInt32})
 	require.ErrorIs(t, err, context.Canceled)
+	out, err := s.Run(t.Context(), []int32{5})
+	require.NoError(t, err)
+	require.Equal(t, []float64{5}, reals(t, out["logits"]))
+	require.NoError(t, s.Close())
+	idle := make(chan struct{})
+	s.whenIdle(func() error { close(idle); return nil })
+	<-idle
 }
+
+// A cancelled step leaves the sequence as it was.
+func TestCancelledStepLeavesTheSequence(t *testing.T) {
+	path, m := toyGraph(t, exporter.Options{KVCache: true})
+	s := open(t, path, Options{Threads: 1})
+	d, err := s.Decode()
+	require.NoError(t, err)
+	_, err = d.Step(t.Context(), []int32{1, 2, 3})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	w := &watched{Context: ctx, asked: make(chan struct{})}
+	go func() {
+		<-w.asked
+		cancel()
+	}()
+	if _, err = d.Step(w, make([]int32, 3000)); err != nil { // it may have been faster
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, 3, d.Length())
+	}
+	before := d.Length()
+	logits, err := d.Step(t.Context(), []int32{4})
+	require.NoError(t, err)
+	require.Equal(t, []int{1, m.Config.VocabSize}, logits.Shape)
+	require.Equal(t, before+1, d.Length())
+	require.NoError(t, d.Close())
+}
+
+func TestCancelledLoading(t *testing.T) {
+	path, _ := toyGraph(t, exporter.Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	s, err := OpenContext(ctx, path, Options{})
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	cancel()
+	_, err = OpenContext(ctx, path, Options{})
+	require.ErrorIs(t, err, context.Canceled)
+
+	// What is loaded when nobody waits any more is closed.
+	dropped := make(chan int)
+	ctx, cancel = context.WithCancel(t.Context())
+	loaded := make(chan int)
+	go func() {
+		cancel()
+	}()
+	_, err = await(ctx, func() (int, error) { return <-loaded, nil }, func(n int) { dropped <- n })
+	require.ErrorIs(t, err, context.Canceled)
+	loaded <- 7
+	require.Equal(t, 7, <-dropped)
+}
+
+// The official libraries report what they run to their maker unless told not to:
+// the first sign of that is a file of theirs in the temporary directory.
+func TestTheRuntimeReportsNothing(t *testing.T) {
+	if os.Getenv(isChild) != "" {
+		path, _ := toyGraph(t, exporter.Options{})
+		_, err := open(t, path, Options{}).Run(t.Context(), []int32{1})
+		require.NoError(t, err)
+		return
+	}
+	dir := t.TempDir()
+	child := exec.Command(os.Args[0], "-test.run=^TestTheRuntimeReportsNothing$")
+	for _, entry := range os.Environ() { // CI silences it too
+		if name, _, _ := strings.Cut(entry, "="); name != "CI" && name != "ORT_DISABLE_TELEMETRY" {
+			child.Env = append(child.Env, entry)
+		}
+	}
+	child.Env = append(child.Env, isChild+"=1", "TMPDIR="+dir)
+	text, err := child.CombinedOutput()
+	require.NoError(t, err, "%s", text)
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
+const isChild = "GPTOSS_TEST_CHILD"
 
 func TestConcurrentRuns(t *testing.T) {
 	path, _ := toyGraph(t, exporter.Options{})
