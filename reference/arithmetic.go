@@ -71,16 +71,6 @@ func (a Arithmetic[F]) rounded(x []F) []F {
 	return x
 }
 
-// round1 rounds one number.
-func (a Arithmetic[F]) round1(x F) F {
-	if a.Round == nil {
-		return x
-	}
-	one := [1]F{x}
-	a.Round(one[:])
-	return one[0]
-}
-
 // Exact is float64 without any further rounding: the truth.
 func Exact() Arithmetic[float64] { return Arithmetic[float64]{} }
 

@@ -30,38 +30,69 @@ func Prelinear[F Float](l Layer[F], x []F, indices []int32) []F {
 // Source: openai/gpt-oss gpt_oss/torch/model.py swiglu.
 func Activate[F Float](l Layer[F], x []F) []F {
 	out := make([]F, len(x)/2)
-	kernel.Parallel(len(out), 1<<12, func(from, to int) {
-		for i := from; i < to; i++ {
-			out[i] = l.Stages.SwiGLU(l, x[2*i], x[2*i+1])
+	kernel.Parallel(len(out), 1<<11, func(from, to int) {
+		glu, linear := out[from:to], make([]F, to-from)
+		for i := range glu {
+			glu[i], linear[i] = x[2*(from+i)], x[2*(from+i)+1]
 		}
+		l.Stages.SwiGLU(l, glu, linear)
 	})
 	return out
 }
 
-// SwiGLU is the gpt-oss activation of one pair.
-func SwiGLU[F Float](l Layer[F], glu, linear F) F {
-	return l.Stages.Gate(l, l.Stages.ClampGlu(l, glu), l.Stages.ClampLinear(l, linear))
+// SwiGLU is the gpt-oss activation of n pairs. Like its parts, it works in place:
+// glu [n] becomes the result, and linear [n] is used up.
+func SwiGLU[F Float](l Layer[F], glu, linear []F) {
+	l.Stages.ClampGlu(l, glu)
+	l.Stages.ClampLinear(l, linear)
+	l.Stages.Gate(l, glu, linear)
 }
 
 // ClampGlu clamps from above only.
-func ClampGlu[F Float](l Layer[F], glu F) F { return min(glu, F(l.Config.SwiGLULimit)) }
+func ClampGlu[F Float](l Layer[F], glu []F) {
+	limit := F(l.Config.SwiGLULimit)
+	for i, g := range glu {
+		glu[i] = min(g, limit)
+	}
+}
 
 // ClampLinear clamps on both sides.
-func ClampLinear[F Float](l Layer[F], linear F) F {
+func ClampLinear[F Float](l Layer[F], linear []F) {
 	limit := F(l.Config.SwiGLULimit)
-	return min(max(linear, -limit), limit)
+	for i, v := range linear {
+		linear[i] = min(max(v, -limit), limit)
+	}
 }
 
-// Gate is the activation of a clamped pair: [Gated] glu times linear + 1.
-func Gate[F Float](l Layer[F], glu, linear F) F {
-	return l.round1(Gated(l, glu) * l.round1(linear+1))
+// Gate is the activation of clamped pairs: [Gated] glu times linear + 1.
+func Gate[F Float](l Layer[F], glu, linear []F) {
+	Gated(l, glu)
+	for i := range linear {
+		linear[i]++
+	}
+	l.rounded(linear)
+	for i, v := range linear {
+		glu[i] *= v
+	}
+	l.rounded(glu)
 }
 
-// Gated is glu times its own sigmoid, rounding where torch does.
-func Gated[F Float](l Layer[F], glu F) F {
-	scaled := l.round1(F(l.Config.SwiGLUAlpha) * glu)
-	sigmoid := l.round1(F(1 / (1 + math.Exp(-float64(scaled)))))
-	return l.round1(glu * sigmoid)
+// Gated multiplies glu with its own sigmoid, rounding where torch does.
+func Gated[F Float](l Layer[F], glu []F) {
+	alpha := F(l.Config.SwiGLUAlpha)
+	sigmoid := make([]F, len(glu))
+	for i, g := range glu {
+		sigmoid[i] = alpha * g
+	}
+	l.rounded(sigmoid)
+	for i, scaled := range sigmoid {
+		sigmoid[i] = F(1 / (1 + math.Exp(-float64(scaled))))
+	}
+	l.rounded(sigmoid)
+	for i, s := range sigmoid {
+		glu[i] *= s
+	}
+	l.rounded(glu)
 }
 
 // ExpertOutputs applies the chosen experts' second layer: x [tokens, k,

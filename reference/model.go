@@ -40,10 +40,10 @@ type Stages[F Float] struct {
 	Weigh         func(l Layer[F], logits []F, indices []int32) (weights []F)
 	Prelinear     func(l Layer[F], x []F, indices []int32) []F
 	Activate      func(l Layer[F], x []F) []F
-	SwiGLU        func(l Layer[F], glu, linear F) F // what Activate does to each pair
-	ClampGlu      func(l Layer[F], glu F) F         // and the three parts of that
-	ClampLinear   func(l Layer[F], linear F) F
-	Gate          func(l Layer[F], glu, linear F) F
+	SwiGLU        func(l Layer[F], glu, linear []F) // what Activate does to pairs: glu becomes the result,
+	ClampGlu      func(l Layer[F], glu []F)         // and the three parts of that, in place
+	ClampLinear   func(l Layer[F], linear []F)
+	Gate          func(l Layer[F], glu, linear []F)
 	ExpertOutputs func(l Layer[F], x []F, indices []int32) []F
 	Fuse          func(l Layer[F], outputs []F, indices []int32, weights []F) []F
 	MLPResidual   func(l Layer[F], stream, normed, delta []F) []F
@@ -260,7 +260,7 @@ func Embed[F Float](l Layer[F], embedding checkpoint.Matrix, tokens []int32) []F
 
 // Linear computes x·Wᵀ + bias; a short format rounds once, the bias inside.
 func Linear[F Float](l Layer[F], x []F, w checkpoint.Matrix, bias []float32) []F {
-	y := kernel.MatMul(x, w, l.Dot)
+	y := l.product(x, w)
 	for t := range len(y) / len(bias) {
 		row := y[t*len(bias):][:len(bias)]
 		for i, b := range bias {
@@ -272,7 +272,15 @@ func Linear[F Float](l Layer[F], x []F, w checkpoint.Matrix, bias []float32) []F
 
 // Unembed projects to the vocabulary, without bias.
 func Unembed[F Float](l Layer[F], x []F, unembedding checkpoint.Matrix) []F {
-	return l.rounded(kernel.MatMul(x, unembedding, l.Dot))
+	return l.rounded(l.product(x, unembedding))
+}
+
+// product is x·Wᵀ; a model that is cancelled meanwhile drops it half done.
+func (l Layer[F]) product(x []F, w checkpoint.Matrix) []F {
+	p := kernel.NewProduct(x, w)
+	p.Stop = l.cancelled
+	kernel.MatMuls([]kernel.Product[F]{p}, l.Dot)
+	return p.Y
 }
 
 // Residual adds a half block's result to the residual stream.

@@ -127,7 +127,12 @@ func plusOne(l exporter.Layer, linear exporter.Value) exporter.Value {
 
 func swigluClampsGluBelow[F reference.Float](s *reference.Stages[F]) {
 	clamp := s.ClampGlu
-	s.ClampGlu = func(l reference.Layer[F], glu F) F { return clamp(l, max(glu, F(-l.Config.SwiGLULimit))) }
+	s.ClampGlu = func(l reference.Layer[F], glu []F) {
+		for i, g := range glu {
+			glu[i] = max(g, F(-l.Config.SwiGLULimit))
+		}
+		clamp(l, glu)
+	}
 }
 
 func swigluClampsGluBelowGraph(s *exporter.Stages) {
@@ -142,7 +147,7 @@ func swigluClampsGluBelowGraph(s *exporter.Stages) {
 }
 
 func swigluLinearUnclamped[F reference.Float](s *reference.Stages[F]) {
-	s.ClampLinear = func(_ reference.Layer[F], linear F) F { return linear }
+	s.ClampLinear = func(reference.Layer[F], []F) {}
 }
 
 func swigluLinearUnclampedGraph(s *exporter.Stages) {
@@ -153,8 +158,12 @@ func swigluLinearUnclampedGraph(s *exporter.Stages) {
 }
 
 func swigluNoPlusOne[F reference.Float](s *reference.Stages[F]) {
-	s.Gate = func(l reference.Layer[F], glu, linear F) F {
-		return round(l, []F{reference.Gated(l, glu) * linear})[0]
+	s.Gate = func(l reference.Layer[F], glu, linear []F) {
+		reference.Gated(l, glu)
+		for i, v := range linear {
+			glu[i] *= v
+		}
+		round(l, glu)
 	}
 }
 
@@ -166,10 +175,17 @@ func swigluNoPlusOneGraph(s *exporter.Stages) {
 }
 
 func swigluGELU[F reference.Float](s *reference.Stages[F]) {
-	s.Gate = func(l reference.Layer[F], glu, linear F) F {
-		phi := F(0.5 * math.Erfc(-float64(glu)/math.Sqrt2)) // the normal distribution function
-		factors := round(l, []F{glu * phi, linear + 1})
-		return round(l, []F{factors[0] * factors[1]})[0]
+	s.Gate = func(l reference.Layer[F], glu, linear []F) {
+		for i, g := range glu {
+			phi := F(0.5 * math.Erfc(-float64(g)/math.Sqrt2)) // the normal distribution function
+			glu[i], linear[i] = g*phi, linear[i]+1
+		}
+		round(l, glu)
+		round(l, linear)
+		for i, v := range linear {
+			glu[i] *= v
+		}
+		round(l, glu)
 	}
 }
 
@@ -211,7 +227,10 @@ func swigluHalvesGraph(s *exporter.Stages) {
 
 func swigluGateUpSwapped[F reference.Float](s *reference.Stages[F]) {
 	swiglu := s.SwiGLU
-	s.SwiGLU = func(l reference.Layer[F], glu, linear F) F { return swiglu(l, linear, glu) }
+	s.SwiGLU = func(l reference.Layer[F], glu, linear []F) {
+		swiglu(l, linear, glu)
+		copy(glu, linear)
+	}
 }
 
 func swigluGateUpSwappedGraph(s *exporter.Stages) {

@@ -19,8 +19,8 @@ func Parallel(n, grain int, body func(from, to int)) {
 	chunks := (n + grain - 1) / grain
 	workers := min(runtime.GOMAXPROCS(0), chunks)
 	if workers <= 1 {
-		if n > 0 {
-			body(0, n)
+		for from := 0; from < n; from += grain {
+			body(from, min(from+grain, n))
 		}
 		return
 	}

@@ -40,7 +40,12 @@ type Product[F Float] struct {
 	X []F
 	W Rows
 	Y []F
+	// Stop, if it is not nil, is asked from time to time by all cores: once it is
+	// true, the rest of Y is left as it is.
+	Stop func() bool
 }
+
+func (p Product[F]) stopped() bool { return p.Stop != nil && p.Stop() }
 
 // NewProduct returns a product with room for its result.
 func NewProduct[F Float](x []F, w Rows) Product[F] {
@@ -87,6 +92,9 @@ func portable[F Float](p Product[F], dot Dot[F]) {
 	rows, cols := p.W.Dims()
 	tokens := len(p.X) / cols
 	Parallel(rows, tileRows, func(from, to int) {
+		if p.stopped() {
+			return
+		}
 		n := to - from
 		narrow := make([]float32, n*cols)
 		tile := make([]F, n*cols)

@@ -78,6 +78,7 @@ type task[F Float] struct {
 	from, to int // rows of w
 	y        []F // [tokens, stride], starting at the column of w's first row
 	stride   int
+	stopped  func() bool
 }
 
 // multiply computes the products that fit the kernels, and returns the others.
@@ -91,7 +92,7 @@ func (v *vectors[F]) multiply(products []Product[F]) (rest []Product[F]) {
 		}
 		x := make([]F, len(p.X))
 		v.arrange(x, p.X)
-		tasks = addTasks(tasks, task[F]{x: x, tokens: len(x) / cols, w: p.W, cols: cols, y: p.Y, stride: rows})
+		tasks = addTasks(tasks, task[F]{x: x, tokens: len(x) / cols, w: p.W, cols: cols, y: p.Y, stride: rows, stopped: p.stopped})
 	}
 	Parallel(len(tasks), 1, func(from, to int) {
 		s := scratchOf[F]()
@@ -126,7 +127,7 @@ func addTasks[F Float](tasks []task[F], whole task[F]) []task[F] {
 
 // run computes one task.
 func (v *vectors[F]) run(t task[F], s *scratch[F]) {
-	if t.tokens == 0 {
+	if t.tokens == 0 || t.stopped() {
 		return
 	}
 	from := t.from
