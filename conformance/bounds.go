@@ -75,7 +75,10 @@ func (b bounding) weights() *checkpoint.Block { return &b.truth.model.Weights.Bl
 // |bias|), element by element.
 func (b bounding) linear(x []float64, w checkpoint.Matrix, bias []float32) []float64 {
 	_, n := w.Dims()
-	bound := kernel.MatMul(magnitudes(x), absolute{w}, nil)
+	product := kernel.NewProduct(magnitudes(x), absolute{w})
+	product.Stop = func() bool { return b.truth.ctx.Err() != nil }
+	kernel.MatMuls([]kernel.Product[float64]{product}, nil)
+	bound := product.Y
 	factor := b.accumulation(n + 1)
 	for i := range bound {
 		if bias != nil {

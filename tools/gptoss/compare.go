@@ -104,7 +104,7 @@ func (f compareFlags) compare(ctx context.Context, command string, lengthGiven b
 	if err != nil {
 		return err
 	}
-	session, err := onnxruntime.Open(f.onnx, onnxruntime.Options{GraphOptimization: f.optimization, Names: names})
+	session, err := onnxruntime.OpenContext(ctx, f.onnx, onnxruntime.Options{GraphOptimization: f.optimization, Names: names})
 	if err != nil {
 		return err
 	}

@@ -169,7 +169,7 @@ func replaceable(path string) bool {
 // verdict other than pass is an error with status 1.
 func validate(ctx context.Context, m *checkpoint.Model, path string, f exportFlags, stderr io.Writer) (string, error) {
 	// One run does not pay for widened weights; decoding runs once for each token.
-	session, err := onnxruntime.Open(path, onnxruntime.Options{KeepWeightsMapped: !f.kvCache})
+	session, err := onnxruntime.OpenContext(ctx, path, onnxruntime.Options{KeepWeightsMapped: !f.kvCache})
 	if err != nil {
 		return "", fmt.Errorf("validation: %w (or use --skip-validation)", err)
 	}

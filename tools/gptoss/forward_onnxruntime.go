@@ -14,7 +14,7 @@ import (
 // runONNX runs a graph and returns the taps wanted, in the shapes that the
 // checkpoint calls for. A graph that lacks one of them is an error.
 func runONNX(ctx context.Context, path string, model *checkpoint.Model, tokens []int32, names []string) (map[string]tensor.Tensor, error) {
-	session, err := onnxruntime.Open(path, onnxruntime.Options{})
+	session, err := onnxruntime.OpenContext(ctx, path, onnxruntime.Options{})
 	if err != nil {
 		return nil, err
 	}

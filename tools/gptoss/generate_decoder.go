@@ -37,7 +37,7 @@ func openDecoder(ctx context.Context, o generateOptions) (decoder, error) {
 		return nil, fmt.Errorf("--precision: %w", err)
 	}
 	if o.onnx != "" {
-		return openGraph(o.onnx, o.config)
+		return openGraph(ctx, o.onnx, o.config)
 	}
 	path := o.checkpoint
 	if fixtures.Compact(path) {
@@ -126,7 +126,7 @@ func newGraphDecoder(session *onnxruntime.Session, c config.Config, work string)
 	return d, nil
 }
 
-func openGraph(path, configuration string) (decoder, error) {
+func openGraph(ctx context.Context, path, configuration string) (decoder, error) {
 	if info, err := os.Stat(configuration); err == nil && info.IsDir() {
 		configuration = filepath.Join(configuration, fixtures.ConfigFile)
 	}
@@ -134,7 +134,7 @@ func openGraph(path, configuration string) (decoder, error) {
 	if err != nil {
 		return nil, err
 	}
-	session, err := onnxruntime.Open(path, onnxruntime.Options{})
+	session, err := onnxruntime.OpenContext(ctx, path, onnxruntime.Options{})
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func exportGraph(ctx context.Context, model *checkpoint.Model, precision referen
 		if err := exporter.Export(ctx, model, path, options); err != nil {
 			return nil, err
 		}
-		return onnxruntime.Open(path, onnxruntime.Options{})
+		return onnxruntime.OpenContext(ctx, path, onnxruntime.Options{})
 	}()
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(work))

@@ -237,7 +237,7 @@ func TestGraphsAnswer(t *testing.T) {
 			assert.Equal(t, exitInput, status)
 			assert.Contains(t, stderr, "fixed length 20")
 			assert.Equal(t, 1, strings.Count(stderr, "\n"))
-			d, err := openGraph(path, capitals)
+			d, err := openGraph(t.Context(), path, capitals)
 			require.NoError(t, err)
 			defer d.Close()
 			_, err = d.next(t.Context(), make([]int32, 20))

@@ -97,7 +97,7 @@ func (f subjectFlags) results(ctx context.Context, m *checkpoint.Model, tokens [
 	if f.onnx == "" {
 		return readTensors(f.tensors)
 	}
-	session, err := onnxruntime.Open(f.onnx, onnxruntime.Options{})
+	session, err := onnxruntime.OpenContext(ctx, f.onnx, onnxruntime.Options{})
 	if err != nil {
 		return nil, err
 	}
