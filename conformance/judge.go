@@ -87,7 +87,7 @@ func Judge(ctx context.Context, m *checkpoint.Model, tokens []int32, s Subject, 
 	}
 	v.Unexercised = j.unexercised()
 	if logits, ok := subject.reals[taps.Logits]; ok {
-		v.Statistics = statisticsOf(logits, j.truth.real(taps.Logits), m.Config.VocabSize)
+		v.Statistics = statisticsOf(ctx, logits, j.truth.real(taps.Logits), m.Config.VocabSize)
 	}
 	v.conclude()
 	if err := j.weighHypotheses(v); err != nil {

@@ -1,10 +1,12 @@
 package conformance
 
 import (
+	"context"
 	"math"
 	"slices"
 
 	"github.com/gptoss-conformance/gptoss/reference"
+	"github.com/gptoss-conformance/gptoss/reference/kernel"
 )
 
 // Statistics compare logits the way people like to quote. They decide nothing.
@@ -17,30 +19,46 @@ type Statistics struct {
 	MaxDiff float64 `json:"max_diff"` // largest |Δ|
 }
 
-func statisticsOf(got, want []float64, vocab int) *Statistics {
+// statisticsOf compares logits [rows, vocab]. Once the context has ended, nobody
+// looks at the result any more, and the rest of the rows is left out.
+func statisticsOf(ctx context.Context, got, want []float64, vocab int) *Statistics {
 	rows := len(want) / vocab
+	each := make([]Statistics, rows)
+	kernel.Parallel(rows, 1, func(from, to int) {
+		for t := from; t < to && ctx.Err() == nil; t++ {
+			each[t] = rowStatistics(got[t*vocab:][:vocab], want[t*vocab:][:vocab])
+		}
+	})
 	s := &Statistics{Cosine: 1}
 	divergences := make([]float64, rows)
-	for t := range rows {
-		g, w := got[t*vocab:][:vocab], want[t*vocab:][:vocab]
-		divergences[t] = divergence(w, g)
-		s.KLMean += divergences[t] / float64(rows)
-		s.Cosine = min(s.Cosine, cosine(g, w))
-		k := min(5, vocab)
-		gotTop, wantTop := reference.TopK(g, k), reference.TopK(w, k)
-		if gotTop[0] == wantTop[0] {
-			s.Top1 += 1 / float64(rows)
-		}
-		for _, e := range wantTop {
-			if slices.Contains(gotTop, e) {
-				s.Top5 += 1 / float64(rows*k)
-			}
-		}
-		for i := range g {
-			s.MaxDiff = max(s.MaxDiff, math.Abs(g[i]-w[i]))
-		}
+	for t, row := range each {
+		divergences[t] = row.KLMean
+		s.KLMean += row.KLMean / float64(rows)
+		s.Cosine = min(s.Cosine, row.Cosine)
+		s.Top1 += row.Top1 / float64(rows)
+		s.Top5 += row.Top5 / float64(rows)
+		s.MaxDiff = max(s.MaxDiff, row.MaxDiff)
 	}
 	s.KL95 = slices.Sorted(slices.Values(divergences))[int(0.95*float64(rows-1)+0.5)]
+	return s
+}
+
+// rowStatistics compares one position.
+func rowStatistics(got, want []float64) Statistics {
+	s := Statistics{KLMean: divergence(want, got), Cosine: cosine(got, want)}
+	k := min(5, len(want))
+	gotTop, wantTop := reference.TopK(got, k), reference.TopK(want, k)
+	if gotTop[0] == wantTop[0] {
+		s.Top1 = 1
+	}
+	for _, e := range wantTop {
+		if slices.Contains(gotTop, e) {
+			s.Top5 += 1 / float64(k)
+		}
+	}
+	for i, g := range got {
+		s.MaxDiff = max(s.MaxDiff, math.Abs(g-want[i]))
+	}
 	return s
 }
 
@@ -61,8 +79,9 @@ func logSoftmax(x []float64) []float64 {
 		sum += math.Exp(v - top)
 	}
 	out := make([]float64, len(x))
+	log := math.Log(sum)
 	for i, v := range x {
-		out[i] = v - top - math.Log(sum)
+		out[i] = v - top - log
 	}
 	return out
 }

@@ -96,6 +96,14 @@ func openCheckpoint(command *cobra.Command, path string, o *checkpoint.Options) 
 	return model, nil
 }
 
+// release closes what holds nothing but memory, unless the command is being
+// interrupted: the end of the process gives gigabytes back faster.
+func release(ctx context.Context, c io.Closer) {
+	if ctx.Err() == nil {
+		c.Close()
+	}
+}
+
 // oneLine joins the lines of a message, because some libraries' errors have
 // several (cobra's suggestions among them).
 func oneLine(message string) string {

@@ -108,7 +108,7 @@ func (f compareFlags) compare(ctx context.Context, command string, lengthGiven b
 	if err != nil {
 		return err
 	}
-	defer session.Close()
+	defer release(ctx, session)
 	c, err := f.run(ctx, m, session, tokens)
 	if err != nil {
 		return err

@@ -173,7 +173,7 @@ func validate(ctx context.Context, m *checkpoint.Model, path string, f exportFla
 	if err != nil {
 		return "", fmt.Errorf("validation: %w (or use --skip-validation)", err)
 	}
-	defer session.Close()
+	defer release(ctx, session)
 	tokens := exercise(m.Config, session.Length(), f.sequenceLength)
 	if terminal(stderr) {
 		fmt.Fprintf(stderr, "validating on %d tokens\n", len(tokens))

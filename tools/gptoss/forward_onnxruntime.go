@@ -18,7 +18,7 @@ func runONNX(ctx context.Context, path string, model *checkpoint.Model, tokens [
 	if err != nil {
 		return nil, err
 	}
-	defer session.Close()
+	defer release(ctx, session)
 	for _, name := range names {
 		if !slices.Contains(session.Outputs(), name) {
 			return nil, fmt.Errorf("%s: the graph does not put out %s: export it with --emit-hidden-states and --emit-block-debug", path, name)

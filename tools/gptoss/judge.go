@@ -101,7 +101,7 @@ func (f subjectFlags) results(ctx context.Context, m *checkpoint.Model, tokens [
 	if err != nil {
 		return nil, err
 	}
-	defer session.Close()
+	defer release(ctx, session)
 	return session.Run(ctx, tokens)
 }
 
