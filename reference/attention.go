@@ -100,8 +100,8 @@ func Attention[F Float](l Layer[F], in AttentionInput[F]) []F {
 			kvHead := l.Stages.KVHead(l, head)
 			query := in.Queries[row*d:][:d]
 			visible := scores[:to-from]
-			for i := range visible {
-				visible[i] = l.Inner(query, in.Keys[((from+i)*kvHeads+kvHead)*d:][:d])
+			if len(visible) > 0 {
+				kernel.InnerProducts(visible, query, in.Keys[(from*kvHeads+kvHead)*d:], kvHeads*d, l.Dot)
 			}
 			l.rounded(visible)
 			for i := range visible {

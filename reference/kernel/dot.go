@@ -1,5 +1,7 @@
 package kernel
 
+import "unsafe"
+
 // Dot is an inner product of two vectors of the same length. Which order it
 // sums in is its own affair: the judge's bounds hold for any order.
 type Dot[F Float] func(a, b []F) F
@@ -57,12 +59,40 @@ func Pairwise[F Float](a, b []F) F {
 	return Pairwise(a[:half], b[:half]) + Pairwise(a[half:], b[half:])
 }
 
+// InnerProducts computes dst[i] = x·row i, the rows being stride apart in values.
+// It sums by dot; nil means the fastest way, as in [MatMuls]: [Lanes], or, in
+// float32 and for whole groups of 32 columns, the vector kernels' own order.
+func InnerProducts[F Float](dst, x, values []F, stride int, dot Dot[F]) {
+	if dot == nil {
+		if v := vectorsFor[F](chosen); v != nil && len(x) > 0 && len(x)%groupColumns == 0 {
+			if len(dst) > 0 {
+				_ = values[(len(dst)-1)*stride+len(x)-1]
+				size := int(unsafe.Sizeof(x[0]))
+				v.innerProducts(len(dst), len(x)*size/chunkBytes, &x[0], &values[0], stride*size, &dst[0])
+			}
+			return
+		}
+		dot = Lanes[F]
+	}
+	for i := range dst {
+		dst[i] = dot(x, values[i*stride:][:len(x)])
+	}
+}
+
 // WeightedSum computes dst = Σ weights[i]·row i, the rows being stride apart in
 // values: every column's inner product with weights. It sums by dot; nil means
-// the order of [Lanes].
+// the order of [Lanes], which the vector kernels follow too (but with fused
+// multiply-adds in float32).
 func WeightedSum[F Float](dst, weights, values []F, stride int, dot Dot[F]) {
 	if dot == nil {
-		lanesSum(dst, weights, values, stride)
+		v := vectorsFor[F](chosen)
+		if v == nil || len(weights) == 0 || len(dst) == 0 || len(dst)%groupColumns != 0 {
+			lanesSum(dst, weights, values, stride)
+			return
+		}
+		_ = values[(len(weights)-1)*stride+len(dst)-1]
+		size := int(unsafe.Sizeof(dst[0]))
+		v.weightedSum(len(weights), len(dst)*size/v.blockBytes, &weights[0], &values[0], stride*size, &dst[0])
 		return
 	}
 	column := make([]F, len(weights))

@@ -87,11 +87,9 @@ func normals[F Float](r *rand.Rand, n int) []F {
 }
 
 // on runs a product with one instruction set, or with portable Go (nil).
-func on[F Float](set *instructionSet, x []F, w Rows) []F {
-	keep := chosen
-	defer func() { chosen = keep }()
-	chosen = set
-	return MatMul(x, w, nil)
+func on[F Float](set *instructionSet, x []F, w Rows) (y []F) {
+	with(set, func() { y = MatMul(x, w, nil) })
+	return y
 }
 
 // sizes cover rows and tokens that do and do not fill the kernels' blocks,

@@ -88,6 +88,18 @@ func reduce32AVX512(n int, acc *float32, y *float32)
 // reduce64AVX512 adds up the lanes of n sums.
 func reduce64AVX512(n int, acc *float64, y *float64)
 
+// innerProducts32AVX512 multiplies a vector with n rows.
+func innerProducts32AVX512(n int, chunks int, x *float32, rows *float32, stride int, dst *float32)
+
+// weightedSum32AVX512 adds up n rows times their weights.
+func weightedSum32AVX512(n int, blocks int, weights *float32, rows *float32, stride int, dst *float32)
+
+// innerProducts64AVX512 multiplies a vector with n rows.
+func innerProducts64AVX512(n int, chunks int, x *float64, rows *float64, stride int, dst *float64)
+
+// weightedSum64AVX512 adds up n rows times their weights.
+func weightedSum64AVX512(n int, blocks int, weights *float64, rows *float64, stride int, dst *float64)
+
 // decodeMXFP4AVX2 decodes groups of 32 weights to float32 in split order.
 func decodeMXFP4AVX2(groups int, w *byte, scales *byte, dst *float32)
 
@@ -99,6 +111,18 @@ func reduce32AVX2(n int, acc *float32, y *float32)
 
 // reduce64AVX2 adds up the lanes of n sums.
 func reduce64AVX2(n int, acc *float64, y *float64)
+
+// innerProducts32AVX2 multiplies a vector with n rows.
+func innerProducts32AVX2(n int, chunks int, x *float32, rows *float32, stride int, dst *float32)
+
+// weightedSum32AVX2 adds up n rows times their weights.
+func weightedSum32AVX2(n int, blocks int, weights *float32, rows *float32, stride int, dst *float32)
+
+// innerProducts64AVX2 multiplies a vector with n rows.
+func innerProducts64AVX2(n int, chunks int, x *float64, rows *float64, stride int, dst *float64)
+
+// weightedSum64AVX2 adds up n rows times their weights.
+func weightedSum64AVX2(n int, blocks int, weights *float64, rows *float64, stride int, dst *float64)
 
 // decode64MXFP4AVX512 decodes groups of 32 weights to float64.
 func decode64MXFP4AVX512(groups int, w *byte, scales *byte, dst *float64)

@@ -28,7 +28,16 @@ type vectors[F Float] struct {
 	lanes       int // of a sum in acc; 64 bytes
 	// Decoders of whole groups, in the order that arrange makes; may be missing.
 	decodeMXFP4, decodeBF16 func(groups int, w, scales *byte, dst *F)
+	// What attention needs, on rows that lie stride bytes apart: a vector's inner
+	// products with n rows of some chunks of 64 bytes, and the sum of n rows times
+	// their weights, in blocks of blockBytes of a row.
+	innerProducts func(n, chunks int, x, rows *F, stride int, dst *F)
+	weightedSum   func(n, blocks int, weights, rows *F, stride int, dst *F)
+	blockBytes    int
 }
+
+// chunkBytes is what one running sum takes from a row at a time.
+const chunkBytes = 64
 
 // blockKernel adds the products of some rows of a tile with some tokens to acc
 // [rows, tokens, lanes]. Strides are in bytes.

@@ -39,6 +39,7 @@ var avx512 = instructionSet{
 			{4, streamBF16AVX512x1}, {4, streamBF16AVX512x2}, {4, streamBF16AVX512x3}, {4, streamBF16AVX512x4},
 		},
 		decodeMXFP4: decodeMXFP4AVX512, decodeBF16: decodeBF16AVX512,
+		innerProducts: innerProducts32AVX512, weightedSum: weightedSum32AVX512, blockBytes: 128,
 	},
 	double: vectors[float64]{
 		arrange: inOrder, lanes: 8, reduce: reduce64AVX512,
@@ -46,6 +47,7 @@ var avx512 = instructionSet{
 			{4, block64AVX512x1}, {4, block64AVX512x2}, {4, block64AVX512x3}, {4, block64AVX512x4},
 		},
 		decodeMXFP4: decode64MXFP4AVX512, decodeBF16: decode64BF16AVX512,
+		innerProducts: innerProducts64AVX512, weightedSum: weightedSum64AVX512, blockBytes: 128,
 	},
 }
 
@@ -57,9 +59,11 @@ var avx2 = instructionSet{
 		mxfp4:       []streamKernel[float32]{{4, streamMXFP4AVX2x1}, {2, streamMXFP4AVX2x2}},
 		bf16:        []streamKernel[float32]{{4, streamBF16AVX2x1}, {2, streamBF16AVX2x2}},
 		decodeMXFP4: decodeMXFP4AVX2, decodeBF16: decodeBF16AVX2,
+		innerProducts: innerProducts32AVX2, weightedSum: weightedSum32AVX2, blockBytes: 32,
 	},
 	double: vectors[float64]{
 		arrange: inOrder, lanes: 8, reduce: reduce64AVX2,
-		blocks: []blockKernel[float64]{{2, block64AVX2x1}, {2, block64AVX2x2}},
+		blocks:        []blockKernel[float64]{{2, block64AVX2x1}, {2, block64AVX2x2}},
+		innerProducts: innerProducts64AVX2, weightedSum: weightedSum64AVX2, blockBytes: 32,
 	},
 }

@@ -3639,6 +3639,421 @@ sum:
 	VZEROUPPER
 	RET
 
+// func innerProducts32AVX512(n int, chunks int, x *float32, rows *float32, stride int, dst *float32)
+// Requires: AVX, AVX512F
+TEXT ·innerProducts32AVX512(SB), NOSPLIT, $0-48
+	MOVQ n+0(FP), AX
+	MOVQ chunks+8(FP), CX
+	MOVQ x+16(FP), DX
+	MOVQ rows+24(FP), BX
+	MOVQ stride+32(FP), SI
+	MOVQ dst+40(FP), DI
+	LEAQ (SI)(SI*2), R9
+
+rows4:
+	CMPQ   AX, $0x00000004
+	JLT    below4
+	MOVQ   BX, R8
+	MOVQ   DX, R10
+	MOVQ   CX, R11
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+
+chunk4:
+	VMOVUPS       (R10), Z4
+	VFMADD231PS   (R8), Z4, Z0
+	VFMADD231PS   (R8)(SI*1), Z4, Z1
+	VFMADD231PS   (R8)(SI*2), Z4, Z2
+	VFMADD231PS   (R8)(R9*1), Z4, Z3
+	ADDQ          $+64, R10
+	ADDQ          $+64, R8
+	DECQ          R11
+	JNZ           chunk4
+	VEXTRACTF64X4 $0x01, Z0, Y4
+	VADDPS        Y4, Y0, Y4
+	VEXTRACTF64X4 $0x01, Z1, Y6
+	VADDPS        Y6, Y1, Y6
+	VEXTRACTF64X4 $0x01, Z2, Y7
+	VADDPS        Y7, Y2, Y7
+	VEXTRACTF64X4 $0x01, Z3, Y8
+	VADDPS        Y8, Y3, Y8
+	VHADDPS       Y6, Y4, Y4
+	VHADDPS       Y8, Y7, Y7
+	VHADDPS       Y7, Y4, Y4
+	VEXTRACTF128  $0x01, Y4, X6
+	VADDPS        X4, X6, X6
+	VMOVUPS       X6, (DI)
+	LEAQ          (BX)(SI*4), BX
+	ADDQ          $+16, DI
+	SUBQ          $+4, AX
+	JMP           rows4
+
+below4:
+rows1:
+	CMPQ   AX, $0x00000001
+	JLT    below1
+	MOVQ   BX, R8
+	MOVQ   DX, R10
+	MOVQ   CX, R11
+	VPXORD Z5, Z5, Z5
+
+chunk1:
+	VMOVUPS       (R10), Z0
+	VFMADD231PS   (R8), Z0, Z5
+	ADDQ          $+64, R10
+	ADDQ          $+64, R8
+	DECQ          R11
+	JNZ           chunk1
+	VEXTRACTF64X4 $0x01, Z5, Y0
+	VADDPS        Y0, Y5, Y0
+	VEXTRACTF64X4 $0x01, Z5, Y1
+	VADDPS        Y1, Y5, Y1
+	VEXTRACTF64X4 $0x01, Z5, Y2
+	VADDPS        Y2, Y5, Y2
+	VEXTRACTF64X4 $0x01, Z5, Y3
+	VADDPS        Y3, Y5, Y3
+	VHADDPS       Y1, Y0, Y0
+	VHADDPS       Y3, Y2, Y2
+	VHADDPS       Y2, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X0, X1, X1
+	VMOVSS        X1, (DI)
+	LEAQ          (BX)(SI*1), BX
+	ADDQ          $+4, DI
+	SUBQ          $+1, AX
+	JMP           rows1
+
+below1:
+	VZEROUPPER
+	RET
+
+// func weightedSum32AVX512(n int, blocks int, weights *float32, rows *float32, stride int, dst *float32)
+// Requires: AVX, AVX512F
+TEXT ·weightedSum32AVX512(SB), NOSPLIT, $0-48
+	MOVQ n+0(FP), AX
+	MOVQ blocks+8(FP), CX
+	MOVQ weights+16(FP), DX
+	MOVQ rows+24(FP), BX
+	MOVQ stride+32(FP), SI
+	MOVQ dst+40(FP), DI
+
+block:
+	MOVQ   DX, R8
+	MOVQ   BX, R9
+	MOVQ   AX, R10
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+
+eight:
+	SUBQ         $+8, R10
+	JLT          total
+	VBROADCASTSS (R8), Z16
+	VFMADD231PS  (R9), Z16, Z0
+	VFMADD231PS  64(R9), Z16, Z1
+	ADDQ         SI, R9
+	VBROADCASTSS 4(R8), Z16
+	VFMADD231PS  (R9), Z16, Z2
+	VFMADD231PS  64(R9), Z16, Z3
+	ADDQ         SI, R9
+	VBROADCASTSS 8(R8), Z16
+	VFMADD231PS  (R9), Z16, Z4
+	VFMADD231PS  64(R9), Z16, Z5
+	ADDQ         SI, R9
+	VBROADCASTSS 12(R8), Z16
+	VFMADD231PS  (R9), Z16, Z6
+	VFMADD231PS  64(R9), Z16, Z7
+	ADDQ         SI, R9
+	VBROADCASTSS 16(R8), Z16
+	VFMADD231PS  (R9), Z16, Z8
+	VFMADD231PS  64(R9), Z16, Z9
+	ADDQ         SI, R9
+	VBROADCASTSS 20(R8), Z16
+	VFMADD231PS  (R9), Z16, Z10
+	VFMADD231PS  64(R9), Z16, Z11
+	ADDQ         SI, R9
+	VBROADCASTSS 24(R8), Z16
+	VFMADD231PS  (R9), Z16, Z12
+	VFMADD231PS  64(R9), Z16, Z13
+	ADDQ         SI, R9
+	VBROADCASTSS 28(R8), Z16
+	VFMADD231PS  (R9), Z16, Z14
+	VFMADD231PS  64(R9), Z16, Z15
+	ADDQ         SI, R9
+	ADDQ         $+32, R8
+	JMP          eight
+
+total:
+	VADDPS Z8, Z0, Z0
+	VADDPS Z10, Z2, Z2
+	VADDPS Z12, Z4, Z4
+	VADDPS Z14, Z6, Z6
+	VADDPS Z2, Z0, Z0
+	VADDPS Z6, Z4, Z4
+	VADDPS Z4, Z0, Z0
+	VADDPS Z9, Z1, Z1
+	VADDPS Z11, Z3, Z3
+	VADDPS Z13, Z5, Z5
+	VADDPS Z15, Z7, Z7
+	VADDPS Z3, Z1, Z1
+	VADDPS Z7, Z5, Z5
+	VADDPS Z5, Z1, Z1
+	ADDQ   $+8, R10
+	JZ     store
+
+one:
+	VBROADCASTSS (R8), Z16
+	VFMADD231PS  (R9), Z16, Z0
+	VFMADD231PS  64(R9), Z16, Z1
+	ADDQ         SI, R9
+	ADDQ         $+4, R8
+	DECQ         R10
+	JNZ          one
+
+store:
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	ADDQ    $+128, BX
+	ADDQ    $+128, DI
+	DECQ    CX
+	JNZ     block
+	VZEROUPPER
+	RET
+
+// func innerProducts64AVX512(n int, chunks int, x *float64, rows *float64, stride int, dst *float64)
+// Requires: AVX, AVX512F
+TEXT ·innerProducts64AVX512(SB), NOSPLIT, $0-48
+	MOVQ n+0(FP), AX
+	MOVQ chunks+8(FP), CX
+	MOVQ x+16(FP), DX
+	MOVQ rows+24(FP), BX
+	MOVQ stride+32(FP), SI
+	MOVQ dst+40(FP), DI
+	LEAQ (SI)(SI*2), R9
+
+rows4:
+	CMPQ   AX, $0x00000004
+	JLT    below4
+	MOVQ   BX, R8
+	MOVQ   DX, R10
+	MOVQ   CX, R11
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+
+chunk4:
+	VMOVUPS       (R10), Z4
+	VMULPD        (R8), Z4, Z5
+	VADDPD        Z5, Z0, Z0
+	VMULPD        (R8)(SI*1), Z4, Z5
+	VADDPD        Z5, Z1, Z1
+	VMULPD        (R8)(SI*2), Z4, Z5
+	VADDPD        Z5, Z2, Z2
+	VMULPD        (R8)(R9*1), Z4, Z4
+	VADDPD        Z4, Z3, Z3
+	ADDQ          $+64, R10
+	ADDQ          $+64, R8
+	DECQ          R11
+	JNZ           chunk4
+	VEXTRACTF64X4 $0x01, Z0, Y4
+	VADDPD        Y4, Y0, Y4
+	VEXTRACTF64X4 $0x01, Z1, Y5
+	VADDPD        Y5, Y1, Y5
+	VEXTRACTF64X4 $0x01, Z2, Y7
+	VADDPD        Y7, Y2, Y7
+	VEXTRACTF64X4 $0x01, Z3, Y8
+	VADDPD        Y8, Y3, Y8
+	VHADDPD       Y5, Y4, Y4
+	VHADDPD       Y8, Y7, Y7
+	VPERM2F128    $0x20, Y7, Y4, Y5
+	VPERM2F128    $0x31, Y7, Y4, Y4
+	VADDPD        Y4, Y5, Y5
+	VMOVUPS       Y5, (DI)
+	LEAQ          (BX)(SI*4), BX
+	ADDQ          $+32, DI
+	SUBQ          $+4, AX
+	JMP           rows4
+
+below4:
+rows1:
+	CMPQ   AX, $0x00000001
+	JLT    below1
+	MOVQ   BX, R8
+	MOVQ   DX, R10
+	MOVQ   CX, R11
+	VPXORD Z6, Z6, Z6
+
+chunk1:
+	VMOVUPS       (R10), Z0
+	VMULPD        (R8), Z0, Z0
+	VADDPD        Z0, Z6, Z6
+	ADDQ          $+64, R10
+	ADDQ          $+64, R8
+	DECQ          R11
+	JNZ           chunk1
+	VEXTRACTF64X4 $0x01, Z6, Y0
+	VADDPD        Y0, Y6, Y0
+	VEXTRACTF64X4 $0x01, Z6, Y1
+	VADDPD        Y1, Y6, Y1
+	VEXTRACTF64X4 $0x01, Z6, Y2
+	VADDPD        Y2, Y6, Y2
+	VEXTRACTF64X4 $0x01, Z6, Y3
+	VADDPD        Y3, Y6, Y3
+	VHADDPD       Y1, Y0, Y0
+	VHADDPD       Y3, Y2, Y2
+	VPERM2F128    $0x20, Y2, Y0, Y1
+	VPERM2F128    $0x31, Y2, Y0, Y0
+	VADDPD        Y0, Y1, Y1
+	VMOVSD        X1, (DI)
+	LEAQ          (BX)(SI*1), BX
+	ADDQ          $+8, DI
+	SUBQ          $+1, AX
+	JMP           rows1
+
+below1:
+	VZEROUPPER
+	RET
+
+// func weightedSum64AVX512(n int, blocks int, weights *float64, rows *float64, stride int, dst *float64)
+// Requires: AVX, AVX512F
+TEXT ·weightedSum64AVX512(SB), NOSPLIT, $0-48
+	MOVQ n+0(FP), AX
+	MOVQ blocks+8(FP), CX
+	MOVQ weights+16(FP), DX
+	MOVQ rows+24(FP), BX
+	MOVQ stride+32(FP), SI
+	MOVQ dst+40(FP), DI
+
+block:
+	MOVQ   DX, R8
+	MOVQ   BX, R9
+	MOVQ   AX, R10
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+
+eight:
+	SUBQ         $+8, R10
+	JLT          total
+	VBROADCASTSD (R8), Z16
+	VMULPD       (R9), Z16, Z17
+	VADDPD       Z17, Z0, Z0
+	VMULPD       64(R9), Z16, Z16
+	VADDPD       Z16, Z1, Z1
+	ADDQ         SI, R9
+	VBROADCASTSD 8(R8), Z16
+	VMULPD       (R9), Z16, Z17
+	VADDPD       Z17, Z2, Z2
+	VMULPD       64(R9), Z16, Z16
+	VADDPD       Z16, Z3, Z3
+	ADDQ         SI, R9
+	VBROADCASTSD 16(R8), Z16
+	VMULPD       (R9), Z16, Z17
+	VADDPD       Z17, Z4, Z4
+	VMULPD       64(R9), Z16, Z16
+	VADDPD       Z16, Z5, Z5
+	ADDQ         SI, R9
+	VBROADCASTSD 24(R8), Z16
+	VMULPD       (R9), Z16, Z17
+	VADDPD       Z17, Z6, Z6
+	VMULPD       64(R9), Z16, Z16
+	VADDPD       Z16, Z7, Z7
+	ADDQ         SI, R9
+	VBROADCASTSD 32(R8), Z16
+	VMULPD       (R9), Z16, Z17
+	VADDPD       Z17, Z8, Z8
+	VMULPD       64(R9), Z16, Z16
+	VADDPD       Z16, Z9, Z9
+	ADDQ         SI, R9
+	VBROADCASTSD 40(R8), Z16
+	VMULPD       (R9), Z16, Z17
+	VADDPD       Z17, Z10, Z10
+	VMULPD       64(R9), Z16, Z16
+	VADDPD       Z16, Z11, Z11
+	ADDQ         SI, R9
+	VBROADCASTSD 48(R8), Z16
+	VMULPD       (R9), Z16, Z17
+	VADDPD       Z17, Z12, Z12
+	VMULPD       64(R9), Z16, Z16
+	VADDPD       Z16, Z13, Z13
+	ADDQ         SI, R9
+	VBROADCASTSD 56(R8), Z16
+	VMULPD       (R9), Z16, Z17
+	VADDPD       Z17, Z14, Z14
+	VMULPD       64(R9), Z16, Z16
+	VADDPD       Z16, Z15, Z15
+	ADDQ         SI, R9
+	ADDQ         $+64, R8
+	JMP          eight
+
+total:
+	VADDPD Z8, Z0, Z0
+	VADDPD Z10, Z2, Z2
+	VADDPD Z12, Z4, Z4
+	VADDPD Z14, Z6, Z6
+	VADDPD Z2, Z0, Z0
+	VADDPD Z6, Z4, Z4
+	VADDPD Z4, Z0, Z0
+	VADDPD Z9, Z1, Z1
+	VADDPD Z11, Z3, Z3
+	VADDPD Z13, Z5, Z5
+	VADDPD Z15, Z7, Z7
+	VADDPD Z3, Z1, Z1
+	VADDPD Z7, Z5, Z5
+	VADDPD Z5, Z1, Z1
+	ADDQ   $+8, R10
+	JZ     store
+
+one:
+	VBROADCASTSD (R8), Z16
+	VMULPD       (R9), Z16, Z17
+	VADDPD       Z17, Z0, Z0
+	VMULPD       64(R9), Z16, Z16
+	VADDPD       Z16, Z1, Z1
+	ADDQ         SI, R9
+	ADDQ         $+8, R8
+	DECQ         R10
+	JNZ          one
+
+store:
+	VMOVUPS Z0, (DI)
+	VMOVUPS Z1, 64(DI)
+	ADDQ    $+128, BX
+	ADDQ    $+128, DI
+	DECQ    CX
+	JNZ     block
+	VZEROUPPER
+	RET
+
 // func decodeMXFP4AVX2(groups int, w *byte, scales *byte, dst *float32)
 // Requires: AVX, AVX2
 TEXT ·decodeMXFP4AVX2(SB), NOSPLIT, $0-32
@@ -3759,6 +4174,375 @@ sum:
 	ADDQ         $+8, DX
 	DECQ         AX
 	JNZ          sum
+	VZEROUPPER
+	RET
+
+// func innerProducts32AVX2(n int, chunks int, x *float32, rows *float32, stride int, dst *float32)
+// Requires: AVX, FMA3
+TEXT ·innerProducts32AVX2(SB), NOSPLIT, $0-48
+	MOVQ n+0(FP), AX
+	MOVQ chunks+8(FP), CX
+	MOVQ x+16(FP), DX
+	MOVQ rows+24(FP), BX
+	MOVQ stride+32(FP), SI
+	MOVQ dst+40(FP), DI
+	LEAQ (SI)(SI*2), R9
+
+rows4:
+	CMPQ   AX, $0x00000004
+	JLT    below4
+	MOVQ   BX, R8
+	MOVQ   DX, R10
+	MOVQ   CX, R11
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+
+chunk4:
+	VMOVUPS      (R10), Y8
+	VFMADD231PS  (R8), Y8, Y0
+	VFMADD231PS  (R8)(SI*1), Y8, Y2
+	VFMADD231PS  (R8)(SI*2), Y8, Y4
+	VFMADD231PS  (R8)(R9*1), Y8, Y6
+	VMOVUPS      32(R10), Y8
+	VFMADD231PS  32(R8), Y8, Y1
+	VFMADD231PS  32(R8)(SI*1), Y8, Y3
+	VFMADD231PS  32(R8)(SI*2), Y8, Y5
+	VFMADD231PS  32(R8)(R9*1), Y8, Y7
+	ADDQ         $+64, R10
+	ADDQ         $+64, R8
+	DECQ         R11
+	JNZ          chunk4
+	VADDPS       Y1, Y0, Y0
+	VADDPS       Y3, Y2, Y1
+	VADDPS       Y5, Y4, Y2
+	VADDPS       Y7, Y6, Y3
+	VHADDPS      Y1, Y0, Y0
+	VHADDPS      Y3, Y2, Y2
+	VHADDPS      Y2, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X0, X1, X1
+	VMOVUPS      X1, (DI)
+	LEAQ         (BX)(SI*4), BX
+	ADDQ         $+16, DI
+	SUBQ         $+4, AX
+	JMP          rows4
+
+below4:
+rows1:
+	CMPQ   AX, $0x00000001
+	JLT    below1
+	MOVQ   BX, R8
+	MOVQ   DX, R10
+	MOVQ   CX, R11
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+
+chunk1:
+	VMOVUPS      (R10), Y2
+	VFMADD231PS  (R8), Y2, Y0
+	VMOVUPS      32(R10), Y2
+	VFMADD231PS  32(R8), Y2, Y1
+	ADDQ         $+64, R10
+	ADDQ         $+64, R8
+	DECQ         R11
+	JNZ          chunk1
+	VADDPS       Y1, Y0, Y2
+	VADDPS       Y1, Y0, Y3
+	VADDPS       Y1, Y0, Y4
+	VADDPS       Y1, Y0, Y0
+	VHADDPS      Y3, Y2, Y2
+	VHADDPS      Y0, Y4, Y4
+	VHADDPS      Y4, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X0
+	VADDPS       X2, X0, X0
+	VMOVSS       X0, (DI)
+	LEAQ         (BX)(SI*1), BX
+	ADDQ         $+4, DI
+	SUBQ         $+1, AX
+	JMP          rows1
+
+below1:
+	VZEROUPPER
+	RET
+
+// func weightedSum32AVX2(n int, blocks int, weights *float32, rows *float32, stride int, dst *float32)
+// Requires: AVX, FMA3
+TEXT ·weightedSum32AVX2(SB), NOSPLIT, $0-48
+	MOVQ n+0(FP), AX
+	MOVQ blocks+8(FP), CX
+	MOVQ weights+16(FP), DX
+	MOVQ rows+24(FP), BX
+	MOVQ stride+32(FP), SI
+	MOVQ dst+40(FP), DI
+
+block:
+	MOVQ   DX, R8
+	MOVQ   BX, R9
+	MOVQ   AX, R10
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+
+eight:
+	SUBQ         $+8, R10
+	JLT          total
+	VBROADCASTSS (R8), Y8
+	VFMADD231PS  (R9), Y8, Y0
+	ADDQ         SI, R9
+	VBROADCASTSS 4(R8), Y8
+	VFMADD231PS  (R9), Y8, Y1
+	ADDQ         SI, R9
+	VBROADCASTSS 8(R8), Y8
+	VFMADD231PS  (R9), Y8, Y2
+	ADDQ         SI, R9
+	VBROADCASTSS 12(R8), Y8
+	VFMADD231PS  (R9), Y8, Y3
+	ADDQ         SI, R9
+	VBROADCASTSS 16(R8), Y8
+	VFMADD231PS  (R9), Y8, Y4
+	ADDQ         SI, R9
+	VBROADCASTSS 20(R8), Y8
+	VFMADD231PS  (R9), Y8, Y5
+	ADDQ         SI, R9
+	VBROADCASTSS 24(R8), Y8
+	VFMADD231PS  (R9), Y8, Y6
+	ADDQ         SI, R9
+	VBROADCASTSS 28(R8), Y8
+	VFMADD231PS  (R9), Y8, Y7
+	ADDQ         SI, R9
+	ADDQ         $+32, R8
+	JMP          eight
+
+total:
+	VADDPS Y4, Y0, Y0
+	VADDPS Y5, Y1, Y1
+	VADDPS Y6, Y2, Y2
+	VADDPS Y7, Y3, Y3
+	VADDPS Y1, Y0, Y0
+	VADDPS Y3, Y2, Y2
+	VADDPS Y2, Y0, Y0
+	ADDQ   $+8, R10
+	JZ     store
+
+one:
+	VBROADCASTSS (R8), Y8
+	VFMADD231PS  (R9), Y8, Y0
+	ADDQ         SI, R9
+	ADDQ         $+4, R8
+	DECQ         R10
+	JNZ          one
+
+store:
+	VMOVUPS Y0, (DI)
+	ADDQ    $+32, BX
+	ADDQ    $+32, DI
+	DECQ    CX
+	JNZ     block
+	VZEROUPPER
+	RET
+
+// func innerProducts64AVX2(n int, chunks int, x *float64, rows *float64, stride int, dst *float64)
+// Requires: AVX
+TEXT ·innerProducts64AVX2(SB), NOSPLIT, $0-48
+	MOVQ n+0(FP), AX
+	MOVQ chunks+8(FP), CX
+	MOVQ x+16(FP), DX
+	MOVQ rows+24(FP), BX
+	MOVQ stride+32(FP), SI
+	MOVQ dst+40(FP), DI
+	LEAQ (SI)(SI*2), R9
+
+rows4:
+	CMPQ   AX, $0x00000004
+	JLT    below4
+	MOVQ   BX, R8
+	MOVQ   DX, R10
+	MOVQ   CX, R11
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+
+chunk4:
+	VMOVUPS    (R10), Y8
+	VMULPD     (R8), Y8, Y9
+	VADDPD     Y9, Y0, Y0
+	VMULPD     (R8)(SI*1), Y8, Y9
+	VADDPD     Y9, Y2, Y2
+	VMULPD     (R8)(SI*2), Y8, Y9
+	VADDPD     Y9, Y4, Y4
+	VMULPD     (R8)(R9*1), Y8, Y8
+	VADDPD     Y8, Y6, Y6
+	VMOVUPS    32(R10), Y8
+	VMULPD     32(R8), Y8, Y9
+	VADDPD     Y9, Y1, Y1
+	VMULPD     32(R8)(SI*1), Y8, Y9
+	VADDPD     Y9, Y3, Y3
+	VMULPD     32(R8)(SI*2), Y8, Y9
+	VADDPD     Y9, Y5, Y5
+	VMULPD     32(R8)(R9*1), Y8, Y8
+	VADDPD     Y8, Y7, Y7
+	ADDQ       $+64, R10
+	ADDQ       $+64, R8
+	DECQ       R11
+	JNZ        chunk4
+	VADDPD     Y1, Y0, Y0
+	VADDPD     Y3, Y2, Y1
+	VADDPD     Y5, Y4, Y2
+	VADDPD     Y7, Y6, Y3
+	VHADDPD    Y1, Y0, Y0
+	VHADDPD    Y3, Y2, Y2
+	VPERM2F128 $0x20, Y2, Y0, Y1
+	VPERM2F128 $0x31, Y2, Y0, Y0
+	VADDPD     Y0, Y1, Y1
+	VMOVUPS    Y1, (DI)
+	LEAQ       (BX)(SI*4), BX
+	ADDQ       $+32, DI
+	SUBQ       $+4, AX
+	JMP        rows4
+
+below4:
+rows1:
+	CMPQ   AX, $0x00000001
+	JLT    below1
+	MOVQ   BX, R8
+	MOVQ   DX, R10
+	MOVQ   CX, R11
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+
+chunk1:
+	VMOVUPS    (R10), Y2
+	VMULPD     (R8), Y2, Y2
+	VADDPD     Y2, Y0, Y0
+	VMOVUPS    32(R10), Y2
+	VMULPD     32(R8), Y2, Y2
+	VADDPD     Y2, Y1, Y1
+	ADDQ       $+64, R10
+	ADDQ       $+64, R8
+	DECQ       R11
+	JNZ        chunk1
+	VADDPD     Y1, Y0, Y2
+	VADDPD     Y1, Y0, Y3
+	VADDPD     Y1, Y0, Y4
+	VADDPD     Y1, Y0, Y0
+	VHADDPD    Y3, Y2, Y2
+	VHADDPD    Y0, Y4, Y4
+	VPERM2F128 $0x20, Y4, Y2, Y0
+	VPERM2F128 $0x31, Y4, Y2, Y1
+	VADDPD     Y1, Y0, Y0
+	VMOVSD     X0, (DI)
+	LEAQ       (BX)(SI*1), BX
+	ADDQ       $+8, DI
+	SUBQ       $+1, AX
+	JMP        rows1
+
+below1:
+	VZEROUPPER
+	RET
+
+// func weightedSum64AVX2(n int, blocks int, weights *float64, rows *float64, stride int, dst *float64)
+// Requires: AVX
+TEXT ·weightedSum64AVX2(SB), NOSPLIT, $0-48
+	MOVQ n+0(FP), AX
+	MOVQ blocks+8(FP), CX
+	MOVQ weights+16(FP), DX
+	MOVQ rows+24(FP), BX
+	MOVQ stride+32(FP), SI
+	MOVQ dst+40(FP), DI
+
+block:
+	MOVQ   DX, R8
+	MOVQ   BX, R9
+	MOVQ   AX, R10
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+
+eight:
+	SUBQ         $+8, R10
+	JLT          total
+	VBROADCASTSD (R8), Y8
+	VMULPD       (R9), Y8, Y8
+	VADDPD       Y8, Y0, Y0
+	ADDQ         SI, R9
+	VBROADCASTSD 8(R8), Y8
+	VMULPD       (R9), Y8, Y8
+	VADDPD       Y8, Y1, Y1
+	ADDQ         SI, R9
+	VBROADCASTSD 16(R8), Y8
+	VMULPD       (R9), Y8, Y8
+	VADDPD       Y8, Y2, Y2
+	ADDQ         SI, R9
+	VBROADCASTSD 24(R8), Y8
+	VMULPD       (R9), Y8, Y8
+	VADDPD       Y8, Y3, Y3
+	ADDQ         SI, R9
+	VBROADCASTSD 32(R8), Y8
+	VMULPD       (R9), Y8, Y8
+	VADDPD       Y8, Y4, Y4
+	ADDQ         SI, R9
+	VBROADCASTSD 40(R8), Y8
+	VMULPD       (R9), Y8, Y8
+	VADDPD       Y8, Y5, Y5
+	ADDQ         SI, R9
+	VBROADCASTSD 48(R8), Y8
+	VMULPD       (R9), Y8, Y8
+	VADDPD       Y8, Y6, Y6
+	ADDQ         SI, R9
+	VBROADCASTSD 56(R8), Y8
+	VMULPD       (R9), Y8, Y8
+	VADDPD       Y8, Y7, Y7
+	ADDQ         SI, R9
+	ADDQ         $+64, R8
+	JMP          eight
+
+total:
+	VADDPD Y4, Y0, Y0
+	VADDPD Y5, Y1, Y1
+	VADDPD Y6, Y2, Y2
+	VADDPD Y7, Y3, Y3
+	VADDPD Y1, Y0, Y0
+	VADDPD Y3, Y2, Y2
+	VADDPD Y2, Y0, Y0
+	ADDQ   $+8, R10
+	JZ     store
+
+one:
+	VBROADCASTSD (R8), Y8
+	VMULPD       (R9), Y8, Y1
+	VADDPD       Y1, Y0, Y0
+	ADDQ         SI, R9
+	ADDQ         $+8, R8
+	DECQ         R10
+	JNZ          one
+
+store:
+	VMOVUPS Y0, (DI)
+	ADDQ    $+32, BX
+	ADDQ    $+32, DI
+	DECQ    CX
+	JNZ     block
 	VZEROUPPER
 	RET
 

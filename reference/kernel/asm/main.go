@@ -50,6 +50,10 @@ func main() {
 		decodeBF16(set)
 		reduce(set, 32)
 		reduce(set, 64)
+		for _, bits := range []int{32, 64} {
+			innerProducts(set, bits)
+			weightedSum(set, bits)
+		}
 	}
 	decode64(avx512, "MXFP4", 16, avx512.mxfp4)
 	decode64(avx512, "BF16", 64, avx512.bf16)
@@ -457,15 +461,7 @@ func block(s isa, count, tokens, bits int) {
 				weights := s.reg()
 				VMOVUPS(w.at(r, at), weights)
 				for t := range tokens {
-					if bits == 32 {
-						VFMADD231PS(inputs[t], weights, acc[r][t][p])
-						continue
-					}
-					// Not fused, so that every machine, and kernel.Lanes, has the same
-					// float64 results.
-					product := s.reg()
-					VMULPD(inputs[t], weights, product)
-					VADDPD(product, acc[r][t][p], acc[r][t][p])
+					s.multiplyAdd(bits, inputs[t], weights, acc[r][t][p])
 				}
 			}
 		}
@@ -502,6 +498,203 @@ func reduce(s isa, bits int) {
 	ADDQ(I32(bits/8), y)
 	DECQ(n)
 	JNZ(LabelRef("sum"))
+	VZEROUPPER()
+	RET()
+}
+
+// multiplyAdd adds a product to a running sum: fused in float32; in float64 not,
+// so that every machine, and kernel.Lanes, has the same results.
+func (s isa) multiplyAdd(bits int, x Op, y, sum VecVirtual) {
+	if bits == 32 {
+		VFMADD231PS(x, y, sum)
+		return
+	}
+	product := s.reg()
+	VMULPD(x, y, product)
+	VADDPD(product, sum, sum)
+}
+
+// innerProducts emits a kernel that multiplies a vector with n rows that lie
+// stride bytes apart:
+//
+//	func(n, chunks int, x, rows *F, stride int, dst *F)
+//
+// A chunk is 64 bytes of a row.
+func innerProducts(s isa, bits int) {
+	name := fmt.Sprintf("innerProducts%d%s", bits, s.name)
+	TEXT(name, NOSPLIT, fmt.Sprintf("func(n, chunks int, x, rows *float%[1]d, stride int, dst *float%[1]d)", bits))
+	Doc(name + " multiplies a vector with n rows.")
+	const together = 4
+	n, chunks, x := Load(Param("n"), GP64()), Load(Param("chunks"), GP64()), Load(Param("x"), GP64())
+	first, stride, dst := Load(Param("rows"), GP64()), Load(Param("stride"), GP64()), Load(Param("dst"), GP64())
+	row := addressRows(GP64(), stride, together)
+	input, left := GP64(), GP64()
+	size := bits / 8
+	for _, count := range []int{together, 1} { // four rows at a time, then one
+		label := fmt.Sprintf("rows%d", count)
+		Label(label)
+		CMPQ(n, U32(count))
+		JLT(LabelRef(fmt.Sprintf("below%d", count)))
+		MOVQ(first, row.base)
+		MOVQ(x, input)
+		MOVQ(chunks, left)
+		acc := make([]sum, count)
+		for r := range acc {
+			acc[r] = s.sum()
+			s.zero(acc[r])
+		}
+		Label(fmt.Sprintf("chunk%d", count))
+		for p := range s.parts {
+			value := s.reg()
+			VMOVUPS(Mem{Base: input, Disp: s.width * p}, value)
+			for r := range acc {
+				s.multiplyAdd(bits, row.at(r, s.width*p), value, acc[r][p])
+			}
+		}
+		ADDQ(I32(64), input)
+		row.advance(64)
+		DECQ(left)
+		JNZ(LabelRef(fmt.Sprintf("chunk%d", count)))
+		switch {
+		case count == together:
+			VMOVUPS(s.totals(bits, [4]sum(acc)), Mem{Base: dst})
+		case bits == 32:
+			VMOVSS(s.totals(bits, [4]sum{acc[0], acc[0], acc[0], acc[0]}).AsX(), Mem{Base: dst})
+		default:
+			VMOVSD(s.totals(bits, [4]sum{acc[0], acc[0], acc[0], acc[0]}).AsX(), Mem{Base: dst})
+		}
+		LEAQ(Mem{Base: first, Index: stride, Scale: uint8(count)}, first)
+		ADDQ(I32(count*size), dst)
+		SUBQ(I32(count), n)
+		JMP(LabelRef(label))
+		Label(fmt.Sprintf("below%d", count))
+	}
+	VZEROUPPER()
+	RET()
+}
+
+// totals adds up the lanes of four sums each: four float32 in an xmm register or
+// four float64, as kernel.Lanes adds them, in a ymm register.
+func (s isa) totals(bits int, sums [4]sum) VecVirtual {
+	var halves [4]VecVirtual // lanes i and i + half, added
+	for i, a := range sums {
+		halves[i] = YMM()
+		low, high := a[0].AsY(), Register(nil)
+		if s.parts == 1 {
+			upper := YMM()
+			VEXTRACTF64X4(U8(1), a[0], upper)
+			high = upper
+		} else {
+			high = a[1]
+		}
+		if bits == 32 {
+			VADDPS(high, low, halves[i])
+		} else {
+			VADDPD(high, low, halves[i])
+		}
+	}
+	a, b, c, d := halves[0], halves[1], halves[2], halves[3]
+	if bits == 32 {
+		// Neighbours twice, then the two halves.
+		VHADDPS(b, a, a)
+		VHADDPS(d, c, c)
+		VHADDPS(c, a, a)
+		upper := XMM()
+		VEXTRACTF128(U8(1), a, upper)
+		VADDPS(a.AsX(), upper, upper)
+		return upper
+	}
+	VHADDPD(b, a, a) // a0+a1, b0+b1, a2+a3, b2+b3
+	VHADDPD(d, c, c)
+	low, high := YMM(), YMM()
+	VPERM2F128(U8(0x20), c, a, low)
+	VPERM2F128(U8(0x31), c, a, high)
+	VADDPD(high, low, low)
+	return low
+}
+
+// weightedSum emits a kernel that adds up n rows, stride bytes apart, times their
+// weights, blocks of columns at a time:
+//
+//	func(n, blocks int, weights, rows *F, stride int, dst *F)
+//
+// A block is 128 bytes of a row with AVX-512, 32 with AVX2. Every column is
+// summed as kernel.Lanes would sum it (but fused in float32): row i goes to
+// running sum i%8, and those that remain after the last eight join the total.
+func weightedSum(s isa, bits int) {
+	name := fmt.Sprintf("weightedSum%d%s", bits, s.name)
+	TEXT(name, NOSPLIT, fmt.Sprintf("func(n, blocks int, weights, rows *float%[1]d, stride int, dst *float%[1]d)", bits))
+	Doc(name + " adds up n rows times their weights.")
+	const lanes = 8
+	n, blocks, weights := Load(Param("n"), GP64()), Load(Param("blocks"), GP64()), Load(Param("weights"), GP64())
+	rows, stride, dst := Load(Param("rows"), GP64()), Load(Param("stride"), GP64()), Load(Param("dst"), GP64())
+	columns := 1
+	if s.parts == 1 {
+		columns = 2
+	}
+	weight, row, left := GP64(), GP64(), GP64()
+	var acc [lanes]sum
+	for i := range acc {
+		for range columns {
+			acc[i] = append(acc[i], s.reg())
+		}
+	}
+	factor := s.reg()
+	step := func(lane int, to sum) {
+		if bits == 32 {
+			VBROADCASTSS(Mem{Base: weight, Disp: 4 * lane}, factor)
+		} else {
+			VBROADCASTSD(Mem{Base: weight, Disp: 8 * lane}, factor)
+		}
+		for p, register := range to {
+			s.multiplyAdd(bits, Mem{Base: row, Disp: s.width * p}, factor, register)
+		}
+		ADDQ(stride, row)
+	}
+	add := VADDPD
+	if bits == 32 {
+		add = VADDPS
+	}
+
+	Label("block")
+	MOVQ(weights, weight)
+	MOVQ(rows, row)
+	MOVQ(n, left)
+	for _, a := range acc {
+		s.zero(a)
+	}
+	Label("eight")
+	SUBQ(I32(lanes), left)
+	JLT(LabelRef("total"))
+	for lane, to := range acc {
+		step(lane, to)
+	}
+	ADDQ(I32(lanes*bits/8), weight)
+	JMP(LabelRef("eight"))
+	Label("total")
+	for p := range columns { // ((0 + 4) + (1 + 5)) + ((2 + 6) + (3 + 7))
+		for i := range 4 {
+			add(acc[i+4][p], acc[i][p], acc[i][p])
+		}
+		add(acc[1][p], acc[0][p], acc[0][p])
+		add(acc[3][p], acc[2][p], acc[2][p])
+		add(acc[2][p], acc[0][p], acc[0][p])
+	}
+	ADDQ(I32(lanes), left)
+	JZ(LabelRef("store"))
+	Label("one")
+	step(0, acc[0])
+	ADDQ(I32(bits/8), weight)
+	DECQ(left)
+	JNZ(LabelRef("one"))
+	Label("store")
+	for p, register := range acc[0] {
+		VMOVUPS(register, Mem{Base: dst, Disp: s.width * p})
+	}
+	ADDQ(I32(s.width*columns), rows)
+	ADDQ(I32(s.width*columns), dst)
+	DECQ(blocks)
+	JNZ(LabelRef("block"))
 	VZEROUPPER()
 	RET()
 }
