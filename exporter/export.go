@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -228,16 +229,43 @@ func writeFile(path string, write func(*os.File) error) (err error) {
 func publish(graphFile, dataFile, path string) error {
 	data := path + ".data"
 	backup := dataFile + ".older"
-	hadOlder := os.Link(data, backup) == nil
-	if err := os.Rename(dataFile, data); err != nil {
+	hadOlder, err := setAside(data, backup)
+	if err != nil {
 		return err
 	}
-	err := os.Rename(graphFile, path)
-	if err != nil {
+	putBack := func(err error) error {
 		if hadOlder {
 			return errors.Join(err, os.Rename(backup, data))
 		}
-		return errors.Join(err, os.Remove(data))
+		return err
+	}
+	if err := os.Rename(dataFile, data); err != nil {
+		return putBack(err)
+	}
+	if err := os.Rename(graphFile, path); err != nil {
+		if !hadOlder {
+			err = errors.Join(err, os.Remove(data))
+		}
+		return putBack(err)
 	}
 	return nil
+}
+
+// setAside gives a file a second name, or another one where the file system has
+// no links, and reports whether there was one.
+func setAside(path, backup string) (bool, error) {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if info.IsDir() {
+		return false, fmt.Errorf("%s is a directory", path)
+	}
+	if os.Link(path, backup) == nil {
+		return true, nil
+	}
+	return true, os.Rename(path, backup)
 }

@@ -71,10 +71,13 @@ func Softmax[F Float](l Layer[F], scores []F, sink F) {
 	for _, s := range scores {
 		top = max(top, s)
 	}
+	for i := range scores {
+		scores[i] -= top
+	}
+	kernel.Exp(scores)
 	sum := F(math.Exp(float64(sink - top)))
-	for i, s := range scores {
-		scores[i] = F(math.Exp(float64(s - top)))
-		sum += scores[i]
+	for _, p := range scores {
+		sum += p
 	}
 	for i := range scores {
 		scores[i] /= sum

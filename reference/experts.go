@@ -1,8 +1,6 @@
 package reference
 
 import (
-	"math"
-
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 	"github.com/gptoss-conformance/gptoss/reference/kernel"
 )
@@ -85,8 +83,12 @@ func Gated[F Float](l Layer[F], glu []F) {
 		sigmoid[i] = alpha * g
 	}
 	l.rounded(sigmoid)
-	for i, scaled := range sigmoid {
-		sigmoid[i] = F(1 / (1 + math.Exp(-float64(scaled))))
+	for i := range sigmoid {
+		sigmoid[i] = -sigmoid[i]
+	}
+	kernel.Exp(sigmoid)
+	for i, e := range sigmoid {
+		sigmoid[i] = 1 / (1 + e)
 	}
 	l.rounded(sigmoid)
 	for i, s := range sigmoid {

@@ -100,6 +100,9 @@ func innerProducts64AVX512(n int, chunks int, x *float64, rows *float64, stride 
 // weightedSum64AVX512 adds up n rows times their weights.
 func weightedSum64AVX512(n int, blocks int, weights *float64, rows *float64, stride int, dst *float64)
 
+// exp32AVX512 replaces 16 values per chunk by their exponentials.
+func exp32AVX512(chunks int, x *float32)
+
 // decodeMXFP4AVX2 decodes groups of 32 weights to float32 in split order.
 func decodeMXFP4AVX2(groups int, w *byte, scales *byte, dst *float32)
 
@@ -123,6 +126,9 @@ func innerProducts64AVX2(n int, chunks int, x *float64, rows *float64, stride in
 
 // weightedSum64AVX2 adds up n rows times their weights.
 func weightedSum64AVX2(n int, blocks int, weights *float64, rows *float64, stride int, dst *float64)
+
+// exp32AVX2 replaces 16 values per chunk by their exponentials.
+func exp32AVX2(chunks int, x *float32)
 
 // decode64MXFP4AVX512 decodes groups of 32 weights to float64.
 func decode64MXFP4AVX512(groups int, w *byte, scales *byte, dst *float64)

@@ -34,6 +34,7 @@ type vectors[F Float] struct {
 	innerProducts func(n, chunks int, x, rows *F, stride int, dst *F)
 	weightedSum   func(n, blocks int, weights, rows *F, stride int, dst *F)
 	blockBytes    int
+	exp           func(chunks int, x *F) // of 64 bytes each, in place; may be missing
 }
 
 // chunkBytes is what one running sum takes from a row at a time.

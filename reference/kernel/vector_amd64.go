@@ -39,7 +39,7 @@ var avx512 = instructionSet{
 			{4, streamBF16AVX512x1}, {4, streamBF16AVX512x2}, {4, streamBF16AVX512x3}, {4, streamBF16AVX512x4},
 		},
 		decodeMXFP4: decodeMXFP4AVX512, decodeBF16: decodeBF16AVX512,
-		innerProducts: innerProducts32AVX512, weightedSum: weightedSum32AVX512, blockBytes: 128,
+		innerProducts: innerProducts32AVX512, weightedSum: weightedSum32AVX512, blockBytes: 128, exp: exp32AVX512,
 	},
 	double: vectors[float64]{
 		arrange: inOrder, lanes: 8, reduce: reduce64AVX512,
@@ -59,7 +59,7 @@ var avx2 = instructionSet{
 		mxfp4:       []streamKernel[float32]{{4, streamMXFP4AVX2x1}, {2, streamMXFP4AVX2x2}},
 		bf16:        []streamKernel[float32]{{4, streamBF16AVX2x1}, {2, streamBF16AVX2x2}},
 		decodeMXFP4: decodeMXFP4AVX2, decodeBF16: decodeBF16AVX2,
-		innerProducts: innerProducts32AVX2, weightedSum: weightedSum32AVX2, blockBytes: 32,
+		innerProducts: innerProducts32AVX2, weightedSum: weightedSum32AVX2, blockBytes: 32, exp: exp32AVX2,
 	},
 	double: vectors[float64]{
 		arrange: inOrder, lanes: 8, reduce: reduce64AVX2,

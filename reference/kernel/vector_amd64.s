@@ -296,6 +296,45 @@ GLOBL signBit<>(SB), RODATA|NOPTR, $4
 DATA upperHalf<>+0(SB)/4, $0xffff0000
 GLOBL upperHalf<>(SB), RODATA|NOPTR, $4
 
+DATA expLowest<>+0(SB)/4, $0xc2d00000
+GLOBL expLowest<>(SB), RODATA|NOPTR, $4
+
+DATA expHighest<>+0(SB)/4, $0x42b20000
+GLOBL expHighest<>(SB), RODATA|NOPTR, $4
+
+DATA expLog2e<>+0(SB)/4, $0x3fb8aa3b
+GLOBL expLog2e<>(SB), RODATA|NOPTR, $4
+
+DATA expRound<>+0(SB)/4, $0x4b400000
+GLOBL expRound<>(SB), RODATA|NOPTR, $4
+
+DATA expLn2High<>+0(SB)/4, $0xbf318000
+GLOBL expLn2High<>(SB), RODATA|NOPTR, $4
+
+DATA expLn2Low<>+0(SB)/4, $0x395e8083
+GLOBL expLn2Low<>(SB), RODATA|NOPTR, $4
+
+DATA expTerm2<>+0(SB)/4, $0x3f000000
+GLOBL expTerm2<>(SB), RODATA|NOPTR, $4
+
+DATA expTerm3<>+0(SB)/4, $0x3e2aaaab
+GLOBL expTerm3<>(SB), RODATA|NOPTR, $4
+
+DATA expTerm4<>+0(SB)/4, $0x3d2aaaab
+GLOBL expTerm4<>(SB), RODATA|NOPTR, $4
+
+DATA expTerm5<>+0(SB)/4, $0x3c088889
+GLOBL expTerm5<>(SB), RODATA|NOPTR, $4
+
+DATA expTerm6<>+0(SB)/4, $0x3ab60b61
+GLOBL expTerm6<>(SB), RODATA|NOPTR, $4
+
+DATA expTerm7<>+0(SB)/4, $0x39500d01
+GLOBL expTerm7<>(SB), RODATA|NOPTR, $4
+
+DATA expOne<>+0(SB)/4, $0x3f800000
+GLOBL expOne<>(SB), RODATA|NOPTR, $4
+
 DATA interleaveLow<>+0(SB)/4, $0x00000000
 DATA interleaveLow<>+4(SB)/4, $0x00000010
 DATA interleaveLow<>+8(SB)/4, $0x00000001
@@ -4054,6 +4093,64 @@ store:
 	VZEROUPPER
 	RET
 
+// func exp32AVX512(chunks int, x *float32)
+// Requires: AVX, AVX512F
+TEXT ·exp32AVX512(SB), NOSPLIT, $0-16
+	MOVQ         chunks+0(FP), AX
+	MOVQ         x+8(FP), CX
+	VBROADCASTSS expLowest<>+0(SB), Z0
+	VBROADCASTSS expHighest<>+0(SB), Z1
+	VBROADCASTSS expLog2e<>+0(SB), Z2
+	VBROADCASTSS expRound<>+0(SB), Z3
+	VBROADCASTSS expLn2High<>+0(SB), Z4
+	VBROADCASTSS expLn2Low<>+0(SB), Z5
+	VBROADCASTSS expTerm2<>+0(SB), Z6
+	VBROADCASTSS expTerm3<>+0(SB), Z7
+	VBROADCASTSS expTerm4<>+0(SB), Z8
+	VBROADCASTSS expTerm5<>+0(SB), Z9
+	VBROADCASTSS expTerm6<>+0(SB), Z10
+	VBROADCASTSS expTerm7<>+0(SB), Z11
+	VBROADCASTSS expOne<>+0(SB), Z12
+
+chunk:
+	VMOVUPS     (CX), Z13
+	VMAXPS      Z13, Z0, Z13
+	VMINPS      Z13, Z1, Z13
+	VMOVUPS     Z13, Z14
+	VMOVUPS     Z3, Z15
+	VFMADD132PS Z2, Z15, Z14
+	VSUBPS      Z15, Z14, Z15
+	VFMADD231PS Z4, Z15, Z13
+	VMOVUPS     Z13, Z17
+	VFMADD231PS Z5, Z15, Z13
+	VSUBPS      Z13, Z17, Z17
+	VFMADD231PS Z5, Z15, Z17
+	VMOVUPS     Z11, Z16
+	VFMADD213PS Z10, Z13, Z16
+	VFMADD213PS Z9, Z13, Z16
+	VFMADD213PS Z8, Z13, Z16
+	VFMADD213PS Z7, Z13, Z16
+	VFMADD213PS Z6, Z13, Z16
+	VMULPS      Z13, Z13, Z15
+	VFMADD213PS Z17, Z15, Z16
+	VADDPS      Z13, Z16, Z16
+	VADDPS      Z12, Z16, Z16
+	VPSUBD      Z3, Z14, Z14
+	VPSRAD      $0x01, Z14, Z13
+	VPSUBD      Z13, Z14, Z14
+	VPSLLD      $0x17, Z13, Z13
+	VPADDD      Z12, Z13, Z13
+	VMULPS      Z13, Z16, Z16
+	VPSLLD      $0x17, Z14, Z14
+	VPADDD      Z12, Z14, Z14
+	VMULPS      Z14, Z16, Z16
+	VMOVUPS     Z16, (CX)
+	ADDQ        $+64, CX
+	DECQ        AX
+	JNZ         chunk
+	VZEROUPPER
+	RET
+
 // func decodeMXFP4AVX2(groups int, w *byte, scales *byte, dst *float32)
 // Requires: AVX, AVX2
 TEXT ·decodeMXFP4AVX2(SB), NOSPLIT, $0-32
@@ -4543,6 +4640,115 @@ store:
 	ADDQ    $+32, DI
 	DECQ    CX
 	JNZ     block
+	VZEROUPPER
+	RET
+
+// func exp32AVX2(chunks int, x *float32)
+// Requires: AVX, AVX2, FMA3
+TEXT ·exp32AVX2(SB), NOSPLIT, $0-16
+	MOVQ chunks+0(FP), AX
+	MOVQ x+8(FP), CX
+
+chunk:
+	VMOVUPS      (CX), Y0
+	VBROADCASTSS expLowest<>+0(SB), Y1
+	VMAXPS       Y0, Y1, Y0
+	VBROADCASTSS expHighest<>+0(SB), Y1
+	VMINPS       Y0, Y1, Y0
+	VMOVUPS      Y0, Y1
+	VBROADCASTSS expRound<>+0(SB), Y2
+	VMOVUPS      Y2, Y2
+	VBROADCASTSS expLog2e<>+0(SB), Y3
+	VFMADD132PS  Y3, Y2, Y1
+	VSUBPS       Y2, Y1, Y2
+	VBROADCASTSS expLn2Low<>+0(SB), Y3
+	VBROADCASTSS expLn2High<>+0(SB), Y4
+	VFMADD231PS  Y4, Y2, Y0
+	VMOVUPS      Y0, Y4
+	VFMADD231PS  Y3, Y2, Y0
+	VSUBPS       Y0, Y4, Y4
+	VFMADD231PS  Y3, Y2, Y4
+	VBROADCASTSS expTerm7<>+0(SB), Y2
+	VMOVUPS      Y2, Y3
+	VBROADCASTSS expTerm6<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expTerm5<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expTerm4<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expTerm3<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expTerm2<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VMULPS       Y0, Y0, Y2
+	VFMADD213PS  Y4, Y2, Y3
+	VADDPS       Y0, Y3, Y3
+	VBROADCASTSS expOne<>+0(SB), Y0
+	VADDPS       Y0, Y3, Y3
+	VBROADCASTSS expRound<>+0(SB), Y0
+	VPSUBD       Y0, Y1, Y1
+	VPSRAD       $0x01, Y1, Y0
+	VPSUBD       Y0, Y1, Y1
+	VPSLLD       $0x17, Y0, Y0
+	VBROADCASTSS expOne<>+0(SB), Y2
+	VPADDD       Y2, Y0, Y0
+	VMULPS       Y0, Y3, Y3
+	VPSLLD       $0x17, Y1, Y1
+	VBROADCASTSS expOne<>+0(SB), Y0
+	VPADDD       Y0, Y1, Y1
+	VMULPS       Y1, Y3, Y3
+	VMOVUPS      Y3, (CX)
+	VMOVUPS      32(CX), Y0
+	VBROADCASTSS expLowest<>+0(SB), Y1
+	VMAXPS       Y0, Y1, Y0
+	VBROADCASTSS expHighest<>+0(SB), Y1
+	VMINPS       Y0, Y1, Y0
+	VMOVUPS      Y0, Y1
+	VBROADCASTSS expRound<>+0(SB), Y2
+	VMOVUPS      Y2, Y2
+	VBROADCASTSS expLog2e<>+0(SB), Y3
+	VFMADD132PS  Y3, Y2, Y1
+	VSUBPS       Y2, Y1, Y2
+	VBROADCASTSS expLn2Low<>+0(SB), Y3
+	VBROADCASTSS expLn2High<>+0(SB), Y4
+	VFMADD231PS  Y4, Y2, Y0
+	VMOVUPS      Y0, Y4
+	VFMADD231PS  Y3, Y2, Y0
+	VSUBPS       Y0, Y4, Y4
+	VFMADD231PS  Y3, Y2, Y4
+	VBROADCASTSS expTerm7<>+0(SB), Y2
+	VMOVUPS      Y2, Y3
+	VBROADCASTSS expTerm6<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expTerm5<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expTerm4<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expTerm3<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VBROADCASTSS expTerm2<>+0(SB), Y2
+	VFMADD213PS  Y2, Y0, Y3
+	VMULPS       Y0, Y0, Y2
+	VFMADD213PS  Y4, Y2, Y3
+	VADDPS       Y0, Y3, Y3
+	VBROADCASTSS expOne<>+0(SB), Y0
+	VADDPS       Y0, Y3, Y3
+	VBROADCASTSS expRound<>+0(SB), Y0
+	VPSUBD       Y0, Y1, Y1
+	VPSRAD       $0x01, Y1, Y0
+	VPSUBD       Y0, Y1, Y1
+	VPSLLD       $0x17, Y0, Y0
+	VBROADCASTSS expOne<>+0(SB), Y2
+	VPADDD       Y2, Y0, Y0
+	VMULPS       Y0, Y3, Y3
+	VPSLLD       $0x17, Y1, Y1
+	VBROADCASTSS expOne<>+0(SB), Y0
+	VPADDD       Y0, Y1, Y1
+	VMULPS       Y1, Y3, Y3
+	VMOVUPS      Y3, 32(CX)
+	ADDQ         $+64, CX
+	DECQ         AX
+	JNZ          chunk
 	VZEROUPPER
 	RET
 

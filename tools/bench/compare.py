@@ -1,46 +1,52 @@
-"""Times the Go reference beside other engines, on the same checkpoint, one after
-the other in one run, and prints a table in markdown.
+"""Times the Go reference beside other engines, on the same checkpoint, with the same
+threads, one after the other in one run, and prints a table in markdown.
 
-  python tools/bench/compare.py --checkpoint DIR [--engines gptoss,torch,...] [--llama-bench PATH]
+  python tools/bench/compare.py [--layers 2|24] [--float32] [--genai] [--write reference/README.md]
 
 Engines that are not there are left out and named below the table. Each runs in a
 process of its own, so that its peak memory is known:
 
-gptoss         the reference (tools/bench), float32
-torch          OpenAI's model, bfloat16 (float32 needs 17 GiB for two layers)
-transformers   eager attention, in bfloat16 or, with --float32, in float32
-onnxruntime    gptoss export --operators onnxruntime, float32
-llama.cpp      tools/bench/gguf_checkpoint.py's GGUF, rounds activations
+gptoss           the reference (tools/bench), float32
+onnxruntime      gptoss export --operators onnxruntime --kv-cache, float32
+llama.cpp        tools/bench/gguf_checkpoint.py's GGUF; it rounds activations to 8 bits
+transformers     eager attention, bfloat16; with --float32 in float32 too, which takes
+                 18 GiB for two layers
+torch            OpenAI's model, bfloat16 (in float32 it does not fit 24 GiB)
+genai            onnxruntime-genai's float32 graph, with --genai (`make genai`): 13 GB
+                 and a minute to build, unless export.py --genai has left one
+
+With more than two layers only the first three run: the others do not fit.
 """
 
 import argparse
 import json
 import os
-import re
-import resource
-import subprocess
+import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools" / "oracles"))
+import measure
 
+sys.path.insert(0, str(measure.ROOT / "tools" / "oracles"))
 
-def best(work, repeats):
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+DECODED = PROMPT = 16  # decoding: 16 tokens after a prompt of 16, in every engine
+ENGINES = ["gptoss", "onnxruntime", "llama.cpp", "transformers f32", "transformers bf16", "torch bf16", "genai f32"]
+DEEP = ENGINES[:3]
 
 
 def tokens_of(config, count):
+    """The tokens that every engine but llama.cpp runs on; that one draws its own."""
     import counter
 
     return [(int(w) >> 32) % config["vocab_size"] for w in counter.words(1, "prompt.full", 0, count)]
+
+
+def config_of(checkpoint):
+    return json.loads((Path(checkpoint) / "config.json").read_text())
+
+
+# The engines in Python. Each is a generator of (work, seconds) in a process of its own.
 
 
 def run_torch(o):
@@ -50,61 +56,100 @@ def run_torch(o):
     import torch_model
     from checkpoints import Checkpoint
 
-    checkpoint = Checkpoint(o.checkpoint)
-    start = time.perf_counter()
-    model = torch_model.load(checkpoint, "bfloat16")
-    yield "open the checkpoint", time.perf_counter() - start
+    checkpoint, opened = Checkpoint(o.checkpoint), []
+    yield "open the checkpoint", measure.fastest(lambda: opened.append(torch_model.load(checkpoint, "bfloat16")), 1)
+    model, config = opened[0], checkpoint.config
     with torch.inference_mode():
         for count in o.prefill:
             if count > 16:
                 continue  # its gather copies 4 experts per token: 128 tokens take 25 GB
-            ids = torch.tensor(tokens_of(checkpoint.config, count), dtype=torch.int32)
-            yield f"prefill {count}, all logits", best(lambda: model(ids), o.repeats)
-        one = torch.tensor(tokens_of(checkpoint.config, 1), dtype=torch.int32)
-        yield "decode one token", best(lambda: model(one), o.repeats)
+            ids = torch.tensor(tokens_of(config, count), dtype=torch.int32)
+            yield f"prefill {count}, all logits", measure.fastest(lambda: model(ids), o.repeats)
+        one = torch.tensor(tokens_of(config, 1), dtype=torch.int32)
+        yield "decode one token", measure.fastest(lambda: model(one), o.repeats)
 
 
 def run_transformers(o):
+    """From Hugging Face's layout: MXFP4, as released, in bfloat16. For float32 dense,
+    which needs less memory to open."""
     import torch
 
     torch.set_num_threads(o.threads)
     import transformers_model
     from checkpoints import Checkpoint
 
-    checkpoint = Checkpoint(o.checkpoint)
-    start = time.perf_counter()
-    model = transformers_model.load(checkpoint, "float32" if o.float32 else "bfloat16")
-    yield "open the checkpoint", time.perf_counter() - start
+    checkpoint, opened = Checkpoint(o.checkpoint), []
+    yield "open the checkpoint", measure.fastest(lambda: opened.append(transformers_model.load(checkpoint, o.precision)), 1)
+    model, config = opened[0], checkpoint.config
     with torch.inference_mode():
         for count in o.prefill:
-            ids = torch.tensor([tokens_of(checkpoint.config, count)])
-            yield f"prefill {count}, all logits", best(lambda: model(ids, use_cache=False), o.repeats)
-            yield f"prefill {count}, last logits", best(lambda: model(ids, use_cache=False, logits_to_keep=1), o.repeats)
-        out = model(torch.tensor([tokens_of(checkpoint.config, 16)]), use_cache=True)
-        one = torch.tensor([tokens_of(checkpoint.config, 1)])
-        yield "decode one token", best(lambda: model(one, past_key_values=out.past_key_values, use_cache=True), o.repeats)
+            ids = torch.tensor([tokens_of(config, count)])
+            yield f"prefill {count}, all logits", measure.fastest(lambda: model(ids, use_cache=False), o.repeats)
+            yield f"prefill {count}, last logits", measure.fastest(lambda: model(ids, use_cache=False, logits_to_keep=1), o.repeats)
+        ids = torch.tensor([tokens_of(config, PROMPT + DECODED)])
+
+        def decode(cache):
+            for at in range(PROMPT, PROMPT + DECODED):
+                model(ids[:, at : at + 1], past_key_values=cache, use_cache=True)
+
+        caches = [model(ids[:, :PROMPT], use_cache=True).past_key_values for _ in range(o.repeats)]
+        yield "decode one token", measure.fastest(lambda: decode(caches.pop()), o.repeats) / DECODED
+
+
+def session_of(graph, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Widen all weights once, when the graph is loaded: the runtime leaves those
+    # of more than 1 GiB to every run, which would cost it half of its speed.
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(1 << 34))
+    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def feeds_of(session, config, tokens):
+    """The inputs of our graph or of onnxruntime-genai's, with an empty cache."""
+    import numpy as np
+
+    feeds = {}
+    for value in session.get_inputs():
+        if value.name == "input_ids":
+            ids = np.array(tokens, np.int64)
+            feeds[value.name] = ids if len(value.shape) == 1 else ids[None]
+        elif value.name == "past_length":
+            feeds[value.name] = np.zeros(1, np.int64)
+        elif value.name == "attention_mask":
+            feeds[value.name] = np.ones((1, len(tokens)), np.int64)
+        elif value.name == "position_ids":
+            feeds[value.name] = np.arange(len(tokens), dtype=np.int64)[None]
+        else:
+            feeds[value.name] = np.zeros((1, config["num_key_value_heads"], 0, config["head_dim"]), np.float32)
+    return feeds
 
 
 def run_onnxruntime(o):
     import numpy as np
-    import onnxruntime
 
-    config = json.loads((Path(o.checkpoint) / "config.json").read_text())
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = o.threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
-    options.enable_mem_pattern = False
-    start = time.perf_counter()
-    session = onnxruntime.InferenceSession(o.graph, options, providers=["CPUExecutionProvider"])
-    yield "open the checkpoint", time.perf_counter() - start
-    name = session.get_inputs()[0]
-    dtype = np.int64 if "int64" in name.type else np.int32
+    config, opened = config_of(o.checkpoint), []
+    yield "open the checkpoint", measure.fastest(lambda: opened.append(session_of(o.graph, o.threads)), 1)
+    session = opened[0]
     for count in o.prefill:
-        ids = np.array(tokens_of(config, count), dtype=dtype)
-        yield f"prefill {count}, all logits", best(lambda: session.run(["logits"], {name.name: ids}), o.repeats)
-    one = np.array(tokens_of(config, 1), dtype=dtype)
-    yield "decode one token", best(lambda: session.run(["logits"], {name.name: one}), o.repeats)
+        feeds = feeds_of(session, config, tokens_of(config, count))
+        yield f"prefill {count}, {o.logits} logits", measure.fastest(lambda: session.run(["logits"], feeds), o.repeats)
+    if o.logits != "last":
+        return
+    past = [value.name for value in session.get_inputs() if ".past_" in value.name]
+    present = [name.replace(".past_", ".present_") for name in past]
+    tokens = tokens_of(config, PROMPT + DECODED)
+    first = session.run(present, feeds_of(session, config, tokens[:PROMPT]))
+
+    def decode():
+        cache = first
+        for at in range(PROMPT, PROMPT + DECODED):
+            feeds = {"input_ids": np.array(tokens[at : at + 1]), "past_length": np.array([at])}
+            cache = session.run(["logits", *present], feeds | dict(zip(past, cache)))[1:]
+
+    yield "decode one token", measure.fastest(decode, o.repeats) / DECODED
 
 
 WORKERS = {"torch": run_torch, "transformers": run_transformers, "onnxruntime": run_onnxruntime}
@@ -112,105 +157,211 @@ WORKERS = {"torch": run_torch, "transformers": run_transformers, "onnxruntime": 
 
 def worker(o):
     for work, seconds in WORKERS[o.worker](o):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        print(json.dumps({"work": work, "seconds": seconds, "peak_bytes": peak}), flush=True)
+        print(json.dumps({"work": work, "seconds": seconds}), flush=True)
 
 
-def measured(command, environment):
-    """Runs a command that prints JSON lines."""
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, cwd=ROOT)
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["it printed nothing"])[-1])
-    return lines
+# The parent: one function per engine, which yields the runs that it took.
 
 
-def llama(o):
-    """llama-bench measures prompts with the last logits alone, and decoding."""
-    gguf = Path(o.gguf)
-    if not gguf.exists():
-        subprocess.run([sys.executable, str(ROOT / "tools/bench/gguf_checkpoint.py"), o.checkpoint, str(gguf)], check=True, capture_output=True)
-    command = [o.llama_bench, "-m", str(gguf), "-t", str(o.threads), "-p", ",".join(map(str, o.prefill)), "-n", "16", "-r", str(o.repeats), "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    for row in json.loads(done.stdout):
-        fastest = max(row["samples_ts"])
-        if row["n_gen"]:
-            yield {"work": "decode one token", "seconds": 1 / fastest}
-        else:
-            yield {"work": f"prefill {row['n_prompt']}, last logits", "seconds": row["n_prompt"] / fastest}
+class Bench:
+    def __init__(self, o):
+        self.o, self.config, self.machine = o, config_of(o.checkpoint), measure.Machine(o.threads)
+        self.gptoss_command = measure.build("./tools/gptoss")
+        self.works = {}  # engine -> work -> seconds
+        self.resident, self.anonymous = {}, {}  # engine -> bytes
+        self.missing = {}  # engine -> why
+
+    def python(self, worker, checkpoint, *more):
+        command = [sys.executable, __file__, "--worker", worker, "--checkpoint", checkpoint, "--threads", self.o.threads,
+                   "--repeats", self.o.repeats, "--prefill", ",".join(map(str, self.o.prefill)), *more]
+        return measure.Run(command, {"OMP_NUM_THREADS": str(self.o.threads), "HF_HUB_OFFLINE": "1"})
+
+    def gptoss(self, directory):
+        own = ["--checkpoint", self.o.checkpoint, "--repeats", self.o.repeats]
+        threads = {"GOMAXPROCS": str(self.o.threads)}
+        run = measure.Run([self.machine.bench, *own, "--prefill", ",".join(map(str, self.o.prefill))], threads)
+        yield run, run.lines()
+        if self.config["num_hidden_layers"] <= 2:
+            truth = measure.Run([self.machine.bench, *own, "--prefill=", "--decode=false", "--float64"], threads)
+            yield None, [line for line in truth.lines() if "float64" in line["work"]]
+            print(f"float64 truth: {measure.gibibytes(truth.anonymous)} GiB anonymous", file=sys.stderr)
+
+    def onnxruntime(self, directory):
+        # One graph at a time, for 24 layers take 13.8 GB of disk.
+        for logits, flags in (("all", []), ("last", ["--last-logits-only"])):
+            graph = directory / "m.onnx"
+            measure.Run([self.gptoss_command, "export", "--checkpoint", self.o.checkpoint, "--operators", "onnxruntime",
+                         "--kv-cache", "--skip-validation", "--output", graph, *flags])
+            run = self.python("onnxruntime", self.o.checkpoint, "--graph", graph, "--logits", logits)
+            yield run, run.lines()
+            for file in directory.iterdir():
+                file.unlink()
+
+    def llama(self, directory):
+        gguf = directory / "m.gguf"
+        measure.Run([sys.executable, measure.ROOT / "tools/bench/gguf_checkpoint.py", self.o.checkpoint, gguf])
+        common = [self.o.llama_bench, "-m", gguf, "-t", self.o.threads, "-r", self.o.repeats, "-o", "jsonl"]
+        # It puts out the logits of a prompt's last token alone, and runs the last
+        # layer's experts for that token alone.
+        run = measure.Run([*common, "-p", ",".join(map(str, self.o.prefill)), "-n", "0"])
+        yield run, [{"work": f"prefill {row['n_prompt']}, last logits", "seconds": min(row["samples_ns"]) / 1e9} for row in run.lines()]
+        run = measure.Run([*common, "-p", "0", "-n", DECODED, "-d", PROMPT])
+        yield run, [{"work": "decode one token", "seconds": min(row["samples_ns"]) / 1e9 / DECODED} for row in run.lines()]
+
+    def transformers(self, directory, precision):
+        experts = "mxfp4" if precision == "bfloat16" else "dense"
+        measure.Run([self.gptoss_command, "convert", "--from", self.o.checkpoint, "--to", "huggingface", "--experts", experts, "--output", directory / "hf"])
+        run = self.python("transformers", directory / "hf", "--precision", precision)
+        yield run, run.lines()
+
+    def torch(self, directory):
+        run = self.python("torch", self.o.checkpoint)
+        yield run, run.lines()
+
+    def genai(self, directory):
+        graph = measure.SCRATCH / f"genai-{self.config['num_hidden_layers']}" / "model.onnx"
+        if not graph.exists():
+            build_genai(self.o.checkpoint, graph.parent)
+        run = self.python("onnxruntime", self.o.checkpoint, "--graph", graph, "--logits", "all")
+        yield run, run.lines()
+
+    def collect(self):
+        engines = {
+            "gptoss": self.gptoss, "onnxruntime": self.onnxruntime, "llama.cpp": self.llama,
+            "transformers f32": lambda d: self.transformers(d, "float32"),
+            "transformers bf16": lambda d: self.transformers(d, "bfloat16"),
+            "torch bf16": self.torch, "genai f32": self.genai,
+        }
+        for name in self.o.engines:
+            with tempfile.TemporaryDirectory(prefix="compare-", dir=measure.SCRATCH) as directory:
+                try:
+                    for run, lines in engines[name](Path(directory)):
+                        self.works.setdefault(name, {}).update({line["work"]: line["seconds"] for line in lines})
+                        if run:
+                            self.resident[name] = max(self.resident.get(name, 0), run.resident)
+                            self.anonymous[name] = max(self.anonymous.get(name, 0), run.anonymous)
+                except (measure.Failed, OSError) as error:
+                    self.missing[name] = str(error)
+            print(f"{name}: {self.missing.get(name, 'done')}", file=sys.stderr, flush=True)
+        self.machine.measure()
+        self.machine.second_opinion()
+
+    # What a piece of work must at least read or compute, from the configuration.
+
+    def token_bytes(self):
+        """What decoding reads: everything but the experts that are not chosen and
+        the other rows of the embedding. Biases, norms and the short cache do not count."""
+        c, query, kv = self.config, *self.widths()
+        attention = 2 * c["hidden_size"] * (query + 2 * kv + query)
+        experts = c["experts_per_token"] * 3 * c["intermediate_size"] * c["hidden_size"] * 17 // 32  # 16 bytes and a scale hold 32 values
+        return c["num_hidden_layers"] * (attention + experts) + 2 * c["vocab_size"] * c["hidden_size"]
+
+    def operations(self, tokens, logits):
+        """Multiplications and additions of a prompt, in all layers for all tokens."""
+        c, query, kv = self.config, *self.widths()
+        hidden = c["hidden_size"]
+        per_token = hidden * (query + 2 * kv + query) + hidden * c["num_experts"] + c["experts_per_token"] * 3 * c["intermediate_size"] * hidden
+        total = c["num_hidden_layers"] * tokens * per_token
+        for layer in range(c["num_hidden_layers"]):
+            window = tokens if layer % 2 else c["sliding_window"]
+            seen = sum(min(at + 1, window) for at in range(tokens))
+            total += 2 * seen * query  # queries by keys, probabilities by values
+        return 2 * (total + logits * c["vocab_size"] * hidden)
+
+    def widths(self):
+        c = self.config
+        return c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
+
+    def share(self, work):
+        """How much of the machine's limit the reference reaches."""
+        seconds = self.works["gptoss"][work]
+        if work.startswith("decode"):
+            return f"{100 * self.token_bytes() / seconds / self.machine.read:.0f} % of the bandwidth"
+        if work.startswith("prefill"):
+            count = int(work.split()[1].rstrip(","))
+            rate = self.operations(count, count if work.endswith("all logits") else 1) / seconds
+            return f"{100 * rate / self.machine.operations:.0f} % of the peak"
+        return ""
+
+    def table(self):
+        engines = [name for name in self.o.engines if name in self.works]
+        works = list(dict.fromkeys(work for name in engines for work in self.works[name]))
+        ours = self.works.get("gptoss", {})
+        head, rows = ["work, seconds"], []
+        for name in engines:
+            head += [name, "of the limit"] if name == "gptoss" else [name]
+        for work in works:
+            row = [work]
+            for name in engines:
+                seconds = self.works[name].get(work)
+                cell = "" if seconds is None else measure.seconds(seconds)
+                if name == "gptoss":
+                    row += [cell, self.share(work) if cell else ""]
+                else:
+                    row.append(f"{cell} ({seconds / ours[work]:.2g}×)" if cell and work in ours else cell)
+            rows.append(row)
+        for title, peak in (("peak memory, GiB", self.resident), ("of it anonymous, GiB", self.anonymous)):
+            row = [title]
+            for name in engines:
+                row += [measure.gibibytes(peak.get(name, 0))] + [""] * (name == "gptoss")
+            rows.append(row)
+        layers = self.config["num_hidden_layers"]
+        lines = [
+            f"{layers} layers of gpt-oss-20b's width. {self.machine}. In brackets: how many times gptoss's time. "
+            f"A token needs {self.token_bytes() / 1e9:.2f} GB.",
+            "", measure.table(head, rows),
+        ]
+        notes = [self.machine.disturbed()] + [f"{name} is not in the table: {why}" for name, why in self.missing.items()]
+        return "\n\n".join(["\n".join(lines), *filter(None, notes)])
 
 
-def collect(o):
-    results, missing = {}, {}
-    own = ["--prefill", ",".join(map(str, o.prefill)), "--repeats", str(o.repeats)]
-    for engine in o.engines:
-        try:
-            if engine == "gptoss":
-                lines = measured(["go", "run", "./tools/bench", "--checkpoint", o.checkpoint, *own], {"GOMAXPROCS": str(o.threads)})
-            elif engine == "llama.cpp":
-                lines = list(llama(o))
-            else:
-                command = [sys.executable, __file__, "--worker", engine, "--checkpoint", o.checkpoint, "--threads", str(o.threads), *own]
-                command += ["--float32"] if o.float32 else []
-                command += ["--graph", o.graph] if o.graph else []
-                lines = measured(command, {"OMP_NUM_THREADS": str(o.threads), "HF_HUB_OFFLINE": "1"})
-            results[engine] = {line["work"]: line for line in lines}
-        except (RuntimeError, OSError, subprocess.CalledProcessError, json.JSONDecodeError) as error:
-            missing[engine] = str(error)
-        print(f"{engine}: {missing.get(engine, 'done')}", file=sys.stderr, flush=True)
-    return results, missing
-
-
-def table(o, results, missing):
-    engines = [e for e in o.engines if e in results]
-    works = []
-    for engine in engines:
-        works += [w for w in results[engine] if w not in works]
-    print("| work, seconds | " + " | ".join(engines) + " |")
-    print("|---|" + "---:|" * len(engines))
-    for work in works:
-        cells = []
-        for engine in engines:
-            line = results[engine].get(work)
-            if not line:
-                cells.append("")
-                continue
-            cell = f"{line['seconds']:.3g}"
-            ours = results.get("gptoss", {}).get(work)
-            if engine != "gptoss" and ours:
-                cell += f" ({line['seconds'] / ours['seconds']:.2g}x ours)"
-            if line.get("rate") and engine == "gptoss":
-                cell += f" ({line['rate'] / 1e9:.0f} G/s)"
-            cells.append(cell)
-        print(f"| {work} | " + " | ".join(cells) + " |")
-    print("| peak memory, GiB | " + " | ".join(
-        f"{max((line.get('peak_bytes', 0) for line in results[e].values()), default=0) / 2**30:.1f}" for e in engines) + " |")
-    for engine, reason in missing.items():
-        print(f"\n{engine} is not in the table: {reason}")
+def build_genai(checkpoint, directory):
+    """onnxruntime-genai's float32 graph, built by its own builder."""
+    python = measure.ROOT / "build/genai/bin/python"
+    if not python.exists():
+        raise measure.Failed("`make genai` installs it")
+    working = directory.with_name(directory.name + ".new")
+    shutil.rmtree(working, ignore_errors=True)
+    code = "import sys, pathlib, genai; genai.export(genai.Checkpoint(sys.argv[1]), 'float32', pathlib.Path(sys.argv[2]))"
+    run = measure.Run([python, "-c", code, checkpoint, working], {
+        "PYTHONPATH": str(measure.ROOT / "tools/oracles"), "HF_HUB_OFFLINE": "1", "TMPDIR": str(measure.SCRATCH)})
+    shutil.rmtree(working / "cache", ignore_errors=True)
+    working.replace(directory)
+    return run
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--engines", default="gptoss,onnxruntime,llama.cpp,transformers,torch", type=lambda text: text.split(","))
+    parser.add_argument("--layers", type=int, default=2, help="of the generated checkpoint")
+    parser.add_argument("--checkpoint", help="another checkpoint directory in OpenAI's layout")
+    parser.add_argument("--engines", type=lambda text: text.split(","), help=f"some of {','.join(ENGINES)}")
     parser.add_argument("--prefill", default="16,128,512", type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--float32", action="store_true", help="transformers in float32: 18 GiB for two layers")
-    parser.add_argument("--graph", help="what gptoss export --operators onnxruntime wrote; default: it is exported")
-    parser.add_argument("--llama-bench", default="llama-bench", help="the program of llama.cpp")
-    parser.add_argument("--gguf", help="where the GGUF is, or is written; default: a temporary file")
+    parser.add_argument("--repeats", type=int, default=3, help="the fastest counts")
+    parser.add_argument("--float32", action="store_true", help="transformers in float32 too: 18 GiB for two layers")
+    parser.add_argument("--genai", action="store_true", help="onnxruntime-genai's float32 graph too: 13 GB for two layers")
+    parser.add_argument("--llama-bench", default=measure.ROOT / "build/llama/llama-bench", help="the program of llama.cpp (`make llama`)")
+    parser.add_argument("--write", metavar="DOCUMENT", help="put the table into this document")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
+    for name in ("--graph", "--logits", "--precision"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
     o = parser.parse_args()
     if o.worker:
         return worker(o)
-    with tempfile.TemporaryDirectory(prefix="gptoss-bench-") as directory:
-        if "onnxruntime" in o.engines and not o.graph:
-            o.graph = str(Path(directory) / "m.onnx")
-            subprocess.run(["go", "run", "./tools/gptoss", "export", "--checkpoint", o.checkpoint, "--operators", "onnxruntime",
-                            "--skip-validation", "--output", o.graph], cwd=ROOT, check=True, capture_output=True)
-        o.gguf = o.gguf or str(Path(directory) / "m.gguf")
-        table(o, *collect(o))
+    o.checkpoint = o.checkpoint or measure.checkpoint(o.layers)
+    layers = config_of(o.checkpoint)["num_hidden_layers"]
+    if not o.engines:
+        flagged = {"transformers f32": o.float32, "genai f32": o.genai}
+        o.engines = DEEP if layers > 2 else [name for name in ENGINES if flagged.get(name, True)]
+    unknown = set(o.engines) - set(ENGINES)
+    if unknown:
+        parser.error(f"unknown engine {unknown.pop()!r}; there are {', '.join(ENGINES)}")
+    bench = Bench(o)
+    bench.collect()
+    text = bench.table()
+    print(text)
+    if o.write:
+        measure.write(o.write, f"speed, {layers} layers", text)
 
 
 if __name__ == "__main__":

@@ -139,18 +139,28 @@ func (f promoteFlags) copy(ctx context.Context, target string) error {
 			return err
 		}
 	}
-	if f.force {
-		if err := os.RemoveAll(target); err != nil {
-			return err
-		}
+	return replaceDirectory(work, target)
+}
+
+// replaceDirectory renames a directory to a name that an older one may have,
+// which it removes only when the new one is in its place.
+func replaceDirectory(work, target string) error {
+	older := work + ".older"
+	err := os.Rename(target, older)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
-	return os.Rename(work, target)
+	hadOlder := err == nil
+	if err := os.Rename(work, target); err != nil {
+		if hadOlder {
+			err = errors.Join(err, os.Rename(older, target))
+		}
+		return err
+	}
+	return os.RemoveAll(older)
 }
 
 func copyFile(ctx context.Context, from, to string) (err error) {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
 	in, err := os.Open(from)
 	if err != nil {
 		return err
@@ -161,6 +171,19 @@ func copyFile(ctx context.Context, from, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	_, err = io.Copy(out, in)
+	_, err = io.Copy(out, cancellable{ctx, in})
 	return err
+}
+
+// cancellable is a reader that ends with its context.
+type cancellable struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (c cancellable) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.Reader.Read(p)
 }

@@ -54,6 +54,7 @@ func main() {
 			innerProducts(set, bits)
 			weightedSum(set, bits)
 		}
+		exponential(set)
 	}
 	decode64(avx512, "MXFP4", 16, avx512.mxfp4)
 	decode64(avx512, "BF16", 64, avx512.bf16)
@@ -63,6 +64,9 @@ func main() {
 // Tables. A code's value is held doubled and a scale halved, so that scale 255
 // (2^128, which float32 lacks) can stand over a group of zeros.
 var codes, magnitudes, scaleTable, signBit, upperHalf, interleaveLow, interleaveHigh Mem
+
+// constants are what exponential needs, one float32 or int32 each.
+var constants = map[string]Mem{}
 
 func tables() {
 	values := []float32{0, 1, 2, 3, 4, 6, 8, 12}
@@ -89,6 +93,10 @@ func tables() {
 	DATA(0, U32(1<<31))
 	upperHalf = GLOBL("upperHalf", RODATA|NOPTR)
 	DATA(0, U32(0xffff0000))
+	for _, c := range exponentialConstants {
+		constants[c.name] = GLOBL(c.name, RODATA|NOPTR)
+		DATA(0, U32(math.Float32bits(c.value)))
+	}
 	interleaveLow = GLOBL("interleaveLow", RODATA|NOPTR)
 	for i := range 16 { // 0, 16, 1, 17, …
 		DATA(4*i, U32(uint32(i/2+i%2*16)))
@@ -695,6 +703,96 @@ func weightedSum(s isa, bits int) {
 	ADDQ(I32(s.width*columns), dst)
 	DECQ(blocks)
 	JNZ(LabelRef("block"))
+	VZEROUPPER()
+	RET()
+}
+
+// exponentialConstants are the numbers of exponential.
+var exponentialConstants = []struct {
+	name  string
+	value float32
+}{
+	// Below -104 e^x is less than half of the smallest float32 (2^-150 = e^-103.97),
+	// above 89 more than the largest (e^88.72).
+	{"expLowest", -104}, {"expHighest", 89},
+	{"expLog2e", math.Log2E},
+	{"expRound", 3 << 22}, // adding 1.5·2^23 rounds to a whole number and leaves it in the low bits
+	// -ln 2 in two parts; the first has 10 bits, so that its products with whole
+	// numbers up to 150 are exact.
+	{"expLn2High", -355.0 / 512}, {"expLn2Low", 355.0/512 - math.Ln2},
+	{"expTerm2", 1. / 2}, {"expTerm3", 1. / 6}, {"expTerm4", 1. / 24}, // 1/n!
+	{"expTerm5", 1. / 120}, {"expTerm6", 1. / 720}, {"expTerm7", 1. / 5040},
+	{"expOne", 1},
+}
+
+// exponential emits a kernel that replaces float32 values by their exponentials,
+// 16 at a time:
+//
+//	func(chunks int, x *float32)
+//
+// e^x = 2^k·e^r with k = round(x/ln 2) and |r| ≤ ln 2/2, and e^r by its Taylor
+// series up to r^7: the rest, r^8/8!, is below 6e-9. 2^k goes on in two halves,
+// so that subnormal results are rounded once and overflow gives an infinity.
+func exponential(s isa) {
+	name := "exp32" + s.name
+	TEXT(name, NOSPLIT, "func(chunks int, x *float32)")
+	Doc(name + " replaces 16 values per chunk by their exponentials.")
+	chunks, at := Load(Param("chunks"), GP64()), Load(Param("x"), GP64())
+	constant := map[string]VecVirtual{}
+	broadcast := func(name string) Op {
+		if s.parts == 2 { // too few registers
+			r := YMM()
+			VBROADCASTSS(constants[name], r)
+			return r
+		}
+		return constant[name]
+	}
+	if s.parts == 1 {
+		for _, c := range exponentialConstants {
+			constant[c.name] = ZMM()
+			VBROADCASTSS(constants[c.name], constant[c.name])
+		}
+	}
+	Label("chunk")
+	for p := range s.parts {
+		x, k, r, e := s.reg(), s.reg(), s.reg(), s.reg()
+		m := Mem{Base: at, Disp: s.width * p}
+		VMOVUPS(m, x)
+		// Of a NaN and a limit both instructions return the first operand here.
+		VMAXPS(x, broadcast("expLowest"), x)
+		VMINPS(x, broadcast("expHighest"), x)
+		VMOVUPS(x, k)
+		VMOVUPS(broadcast("expRound"), r)
+		VFMADD132PS(broadcast("expLog2e"), r, k)
+		VSUBPS(r, k, r) // k as a number
+		high, low := s.reg(), broadcast("expLn2Low")
+		VFMADD231PS(broadcast("expLn2High"), r, x)
+		VMOVUPS(x, high)
+		VFMADD231PS(low, r, x) // x - k·ln 2
+		VSUBPS(x, high, high)  // and what rounding has taken from that
+		VFMADD231PS(low, r, high)
+		VMOVUPS(broadcast("expTerm7"), e)
+		for _, term := range []string{"expTerm6", "expTerm5", "expTerm4", "expTerm3", "expTerm2"} {
+			VFMADD213PS(broadcast(term), x, e) // e·x + term
+		}
+		VMULPS(x, x, r)
+		VFMADD213PS(high, r, e)
+		VADDPS(x, e, e) // e·x² + x
+		VADDPS(broadcast("expOne"), e, e)
+		VPSUBD(broadcast("expRound"), k, k) // k as an integer
+		half := s.reg()
+		VPSRAD(U8(1), k, half)
+		VPSUBD(half, k, k)
+		for _, half := range []VecVirtual{half, k} {
+			VPSLLD(U8(23), half, half)
+			VPADDD(broadcast("expOne"), half, half) // 2^half: its exponent on top of one's
+			VMULPS(half, e, e)
+		}
+		VMOVUPS(e, m)
+	}
+	ADDQ(I32(64), at)
+	DECQ(chunks)
+	JNZ(LabelRef("chunk"))
 	VZEROUPPER()
 	RET()
 }
