@@ -355,6 +355,19 @@ func TestFailedRenamePutsTheWeightsBack(t *testing.T) {
 	require.Equal(t, "older weights", string(data))
 }
 
+// The data file's name is taken by a directory with somebody's files in it.
+func TestDirectoryInTheWayIsLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "m.onnx")
+	require.NoError(t, os.Mkdir(path+".data", 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(path+".data", "letter"), []byte("a letter"), 0o644))
+	require.ErrorContains(t, Export(t.Context(), toy(t), path, Options{}), "is a directory")
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Len(t, entries, 1)
+	requireFiles(t, path+".data", map[string]string{"letter": "a letter"})
+}
+
 func requireFiles(t *testing.T, dir string, want map[string]string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
