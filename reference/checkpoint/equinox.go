@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -308,4 +309,90 @@ func (l *loader) gateBias(m *Model, undo bool) {
 	case shifted:
 		m.Notes = append(m.Notes, fmt.Sprintf("%s: the gate biases carry jax2onnx's tie breaker (expert i's is lower by i · 1e-6); --undo-gate-bias restores them", l.where()))
 	}
+}
+
+// equinox plans one .eqx file: arrays in the order of the model's leaves.
+func (p *plan) equinox(path string) ([]*output, map[*output][]item, error) {
+	if d := p.options.DType; d != "" && d != tensor.F32 && d != tensor.BF16 {
+		return nil, nil, fmt.Errorf("jax2onnx's Equinox model has float32 or bfloat16 parameters, not %s", d)
+	}
+	c := p.Config
+	c.NormEpsilon = 1e-5 // it is in the leaves, and not in the configuration
+	configText, err := c.MarshalOpenAI()
+	if err != nil {
+		return nil, nil, err
+	}
+	paramType := "float32"
+	if p.options.DType == tensor.BF16 {
+		paramType = "bfloat16"
+	}
+	text, err := json.MarshalIndent(map[string]any{"config": json.RawMessage(configText), "param_dtype": paramType, "seed": 0}, "", "  ")
+	if err != nil {
+		return nil, nil, err
+	}
+
+	table := func(name string, shape []int, values []float32) item {
+		t := tensor.FromFloat32s(shape, values)
+		return item{Spec: tensor.Spec{Name: name, DType: t.DType, Shape: shape}, raw: t.Data}
+	}
+	epsilon := func(name string) item {
+		return table(name, nil, []float32{float32(p.Config.NormEpsilon)})
+	}
+	inverse, concentration := ropeFrequencies(c)
+	half := len(inverse)
+	frequencies := make([]float32, half)
+	for i, f := range inverse {
+		frequencies[i] = float32(f)
+	}
+	cos, sin := make([]float32, c.InitialContextLength*half), make([]float32, c.InitialContextLength*half)
+	for i := range cos {
+		angle := float64(i/half) * inverse[i%half]
+		cos[i], sin[i] = float32(math.Cos(angle)*concentration), float32(math.Sin(angle)*concentration)
+	}
+
+	items := []item{p.matrix("embedding.weight", "embedding.weight", false, p.Embedding)}
+	for n, b := range p.Blocks {
+		attn, mlp := fmt.Sprintf("block.%d.attn.", n), fmt.Sprintf("block.%d.mlp.", n)
+		to := fmt.Sprintf("blocks.%d.", n)
+		items = append(items,
+			normScale(p.vector(to+"attn.norm.weight", attn+"norm.scale", b.AttnNorm)),
+			epsilon(to+"attn.norm.eps"),
+			table(to+"attn.rope._concentration", nil, []float32{float32(concentration)}),
+			table(to+"attn.rope._inv_freq", []int{half}, frequencies),
+			table(to+"attn.rope._cos_cache", []int{c.InitialContextLength, half}, cos),
+			table(to+"attn.rope._sin_cache", []int{c.InitialContextLength, half}, sin),
+			p.matrix(to+"attn.qkv.weight", attn+"qkv.weight", false, b.QKV),
+			p.vector(to+"attn.qkv.bias", attn+"qkv.bias", b.QKVBias),
+			p.matrix(to+"attn.out.weight", attn+"out.weight", false, b.Out),
+			p.vector(to+"attn.out.bias", attn+"out.bias", b.OutBias),
+			p.vector(to+"attn.sinks", attn+"sinks", b.Sinks),
+			normScale(p.vector(to+"mlp.norm.weight", mlp+"norm.scale", b.MLPNorm)),
+			epsilon(to+"mlp.norm.eps"),
+			p.matrix(to+"mlp.gate.weight", mlp+"gate.weight", false, b.Gate),
+			p.vector(to+"mlp.gate.bias", mlp+"gate.bias", b.GateBias),
+			p.experts(to+"mlp.mlp1_weight", mlp+"mlp1_weight", false, b.MLP1),
+			p.vectors(to+"mlp.mlp1_bias", mlp+"mlp1_bias", b.MLP1Bias),
+			p.experts(to+"mlp.mlp2_weight", mlp+"mlp2_weight", false, b.MLP2),
+			p.vectors(to+"mlp.mlp2_bias", mlp+"mlp2_bias", b.MLP2Bias),
+		)
+	}
+	items = append(items, normScale(p.vector("norm.weight", "norm.scale", p.FinalNorm)), epsilon("norm.eps"),
+		p.matrix("unembedding.weight", "unembedding.weight", false, p.Unembedding))
+
+	path = filePath(Equinox, path)
+	o := &output{path: path}
+	for _, i := range items {
+		head, err := tensor.NPYHead(i.Spec)
+		if err != nil {
+			return nil, nil, err
+		}
+		size, err := i.Size()
+		if err != nil {
+			return nil, nil, err
+		}
+		o.put(head)
+		o.reserve(i.Name, int64(size))
+	}
+	meta := textFile(path+metaSuffix, append(text, '\n'))
+	return []*output{o, meta}, map[*output][]item{o: items}, nil
 }

@@ -89,3 +89,45 @@ func (l *loader) flax(m *Model) {
 	m.FinalNorm = l.vector("norm/scale", c.HiddenSize)
 	m.Unembedding = l.kernel("unembedding/kernel", c.VocabSize, c.HiddenSize)
 }
+
+// flax plans one msgpack file of dense arrays, matrices transposed to kernels.
+func (p *plan) flax(path string) ([]*output, map[*output][]item, error) {
+	text, err := p.Config.MarshalOpenAI()
+	if err != nil {
+		return nil, nil, err
+	}
+	items := []item{p.matrix("embedding/embedding", "embedding.weight", false, p.Embedding)}
+	for n, b := range p.Blocks {
+		attn, mlp := fmt.Sprintf("block.%d.attn.", n), fmt.Sprintf("block.%d.mlp.", n)
+		to := fmt.Sprintf("block_%d/", n)
+		items = append(items,
+			normScale(p.vector(to+"attn/norm/scale", attn+"norm.scale", b.AttnNorm)),
+			p.matrix(to+"attn/qkv/kernel", attn+"qkv.weight", true, b.QKV),
+			p.vector(to+"attn/qkv/bias", attn+"qkv.bias", b.QKVBias),
+			p.vector(to+"attn/sinks", attn+"sinks", b.Sinks),
+			p.matrix(to+"attn/out/kernel", attn+"out.weight", true, b.Out),
+			p.vector(to+"attn/out/bias", attn+"out.bias", b.OutBias),
+			normScale(p.vector(to+"mlp/norm/scale", mlp+"norm.scale", b.MLPNorm)),
+			p.matrix(to+"mlp/gate/kernel", mlp+"gate.weight", true, b.Gate),
+			p.vector(to+"mlp/gate/bias", mlp+"gate.bias", b.GateBias),
+			p.experts(to+"mlp/mlp1_weight", mlp+"mlp1_weight", false, b.MLP1),
+			p.vectors(to+"mlp/mlp1_bias", mlp+"mlp1_bias", b.MLP1Bias),
+			p.experts(to+"mlp/mlp2_weight", mlp+"mlp2_weight", false, b.MLP2),
+			p.vectors(to+"mlp/mlp2_bias", mlp+"mlp2_bias", b.MLP2Bias),
+		)
+	}
+	items = append(items, normScale(p.vector("norm/scale", "norm.scale", p.FinalNorm)), p.matrix("unembedding/kernel", "unembedding.weight", true, p.Unembedding))
+	path = filePath(Flax, path)
+	o, err := layOutMsgpack(path, items)
+	if err != nil {
+		return nil, nil, err
+	}
+	config := textFile(strings.TrimSuffix(path, flaxSuffix)+".config.json", text)
+	return []*output{o, config}, map[*output][]item{o: items}, nil
+}
+
+// normScale stores a norm's scale as float32, as all implementations have it.
+func normScale(i item) item {
+	i.DType = tensor.F32
+	return i
+}

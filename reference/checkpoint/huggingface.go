@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 )
 
@@ -52,4 +53,67 @@ func (l *loader) experts(name string, experts, rows, cols int) []Matrix {
 		return l.stacked(name, experts, rows, cols, true)
 	}
 	return l.mxfp4(name+"_blocks", name+"_scales", experts, rows, cols)
+}
+
+// huggingFace plans Hugging Face's layout: safetensors, q, k and v apart.
+func (p *plan) huggingFace(path string) ([]*output, map[*output][]item, error) {
+	c := p.Config
+	text, err := c.MarshalHuggingFace(p.mxfp4(HuggingFace))
+	if err != nil {
+		return nil, nil, err
+	}
+	items := []item{p.matrix("model.embed_tokens.weight", "embedding.weight", false, p.Embedding)}
+	for n, b := range p.Blocks {
+		attn, mlp := fmt.Sprintf("block.%d.attn.", n), fmt.Sprintf("block.%d.mlp.", n)
+		layer := fmt.Sprintf("model.layers.%d.", n)
+		vector := func(name, canonical string, v []float32) {
+			items = append(items, p.vector(layer+name, canonical, v))
+		}
+		matrix := func(name, canonical string, m Matrix) {
+			items = append(items, p.matrix(layer+name, canonical, false, m))
+		}
+		vector("input_layernorm.weight", attn+"norm.scale", b.AttnNorm)
+		from := 0
+		for _, q := range []struct {
+			name string
+			rows int
+		}{{"q_proj", c.QueryWidth()}, {"k_proj", c.KVWidth()}, {"v_proj", c.KVWidth()}} {
+			matrix("self_attn."+q.name+".weight", attn+"qkv.weight", rowsOf(b.QKV, from, q.rows))
+			vector("self_attn."+q.name+".bias", attn+"qkv.bias", b.QKVBias[from:from+q.rows])
+			from += q.rows
+		}
+		vector("self_attn.sinks", attn+"sinks", b.Sinks)
+		matrix("self_attn.o_proj.weight", attn+"out.weight", b.Out)
+		vector("self_attn.o_proj.bias", attn+"out.bias", b.OutBias)
+		vector("post_attention_layernorm.weight", mlp+"norm.scale", b.MLPNorm)
+		matrix("mlp.router.weight", mlp+"gate.weight", b.Gate)
+		vector("mlp.router.bias", mlp+"gate.bias", b.GateBias)
+		for _, e := range []struct {
+			name, canonical string
+			parts           []Matrix
+			bias            [][]float32
+		}{{"gate_up_proj", "mlp1", b.MLP1, b.MLP1Bias}, {"down_proj", "mlp2", b.MLP2, b.MLP2Bias}} {
+			name := layer + "mlp.experts." + e.name
+			if p.mxfp4(HuggingFace) {
+				items = append(items, packedExperts(name+"_blocks", name+"_scales", e.parts)...)
+			} else {
+				items = append(items, p.experts(name, mlp+e.canonical+"_weight", true, e.parts))
+			}
+			items = append(items, p.vectors(name+"_bias", mlp+e.canonical+"_bias", e.bias))
+		}
+	}
+	items = append(items, p.vector("model.norm.weight", "norm.scale", p.FinalNorm), p.matrix("lm_head.weight", "unembedding.weight", false, p.Unembedding))
+
+	outputs, byFile, err := p.shards(path, items, "model-%05d-of-%05d.safetensors")
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(outputs) > 1 {
+		index, err := makeIndex(outputs, byFile)
+		if err != nil {
+			return nil, nil, err
+		}
+		outputs = append(outputs, textFile(filepath.Join(path, indexName), index))
+	}
+	return append(outputs, textFile(filepath.Join(path, configName), text)), byFile, nil
 }
