@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/gptoss-conformance/gptoss/fixtures"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 )
 
@@ -79,21 +82,30 @@ func run(ctx context.Context, commands []*cobra.Command, arguments []string, std
 // opened; [openCheckpoint] takes what they hold.
 func checkpointFlags(command *cobra.Command) *checkpoint.Options {
 	var o checkpoint.Options
-	command.Flags().StringVar(&o.Config, "config", "", "configuration file, instead of the one beside the weights")
+	command.Flags().StringVar(&o.Config, "config", "", "config.json, or its directory, instead of the configuration beside the weights")
 	command.Flags().BoolVar(&o.UndoGateBias, "undo-gate-bias", false, "restore the gate bias that jax2onnx's Equinox loader changes")
 	return &o
 }
 
 // openCheckpoint opens a checkpoint and passes its notes on to stderr.
-func openCheckpoint(command *cobra.Command, path string, o *checkpoint.Options) (*checkpoint.Model, error) {
-	model, err := checkpoint.OpenWith(path, *o)
+func openCheckpoint(stderr io.Writer, path string, o *checkpoint.Options) (*checkpoint.Model, error) {
+	model, err := checkpoint.OpenWith(path, checkpoint.Options{Config: configFile(o.Config), UndoGateBias: o.UndoGateBias})
 	if err != nil {
 		return nil, err
 	}
 	for _, note := range model.Notes {
-		fmt.Fprintf(command.ErrOrStderr(), "gptoss: note: %s\n", note)
+		fmt.Fprintf(stderr, "gptoss: note: %s\n", note)
 	}
 	return model, nil
+}
+
+// configFile is the file that --config means: a directory stands for its
+// config.json.
+func configFile(path string) string {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return filepath.Join(path, fixtures.ConfigFile)
+	}
+	return path
 }
 
 // release closes what holds nothing but memory, unless the command is being

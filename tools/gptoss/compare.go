@@ -38,6 +38,7 @@ type compareFlags struct {
 	optimization, precision          string
 	names                            []string
 	transcript                       string
+	read                             *checkpoint.Options
 }
 
 // compareCommand sets a graph beside its checkpoint, tensor by tensor.
@@ -57,9 +58,10 @@ empty if every tensor matched.`,
   gptoss compare --checkpoint DIR --onnx theirs.onnx --tokens ids.json --name output_0=logits --transcript theirs.md`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return f.compare(cmd.Context(), commandLine(cmd), cmd.Flags().Changed("sequence-length"), cmd.OutOrStdout())
+			return f.compare(cmd.Context(), commandLine(cmd), cmd.Flags().Changed("sequence-length"), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
+	f.read = checkpointFlags(command)
 	flags := command.Flags()
 	flags.StringVar(&f.checkpoint, "checkpoint", "", "checkpoint in any layout")
 	flags.StringVar(&f.onnx, "onnx", "", "graph to compare")
@@ -82,7 +84,7 @@ empty if every tensor matched.`,
 	return command
 }
 
-func (f compareFlags) compare(ctx context.Context, command string, lengthGiven bool, stdout io.Writer) error {
+func (f compareFlags) compare(ctx context.Context, command string, lengthGiven bool, stdout, stderr io.Writer) error {
 	if lengthGiven && f.sequenceLength < 1 {
 		return fmt.Errorf("--sequence-length: %d is no length", f.sequenceLength)
 	}
@@ -95,7 +97,7 @@ func (f compareFlags) compare(ctx context.Context, command string, lengthGiven b
 	if err != nil {
 		return err
 	}
-	m, err := checkpoint.Open(f.checkpoint)
+	m, err := openCheckpoint(stderr, f.checkpoint, f.read)
 	if err != nil {
 		return err
 	}
@@ -253,6 +255,9 @@ func (f compareFlags) run(ctx context.Context, m *checkpoint.Model, session *onn
 		return nil, err
 	}
 	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		row, err := compareTensor(name, results[name], truth[name])
 		if err != nil {
 			return nil, err

@@ -50,7 +50,7 @@ that are exactly MXFP4 are encoded again. What the target can't hold is an error
 			if err := distinct(from, output); err != nil {
 				return err
 			}
-			model, err := openCheckpoint(cmd, from, read)
+			model, err := openCheckpoint(cmd.ErrOrStderr(), from, read)
 			if err != nil {
 				return err
 			}

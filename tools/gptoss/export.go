@@ -35,6 +35,7 @@ type exportFlags struct {
 	kvCache, lastLogitsOnly                bool
 	functions, expandFunctions             bool
 	skipValidation, force                  bool
+	read                                   *checkpoint.Options
 }
 
 // exportCommand writes a model as ONNX and proves the graph right.
@@ -57,6 +58,7 @@ fails is not left behind.`,
 			return f.export(cmd.Context(), cmd.Flags().Changed("sequence-length"), cmd.Flags().Changed("layers"), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
+	f.read = checkpointFlags(command)
 	flags := command.Flags()
 	flags.StringVar(&f.checkpoint, "checkpoint", "", "checkpoint in any layout")
 	flags.StringVar(&f.output, "output", "", "graph to write; the weights go to the same name with .data")
@@ -102,7 +104,7 @@ func (f exportFlags) export(ctx context.Context, lengthGiven, layersGiven bool, 
 	if !f.force && !replaceable(f.output) {
 		return fmt.Errorf("--output: %s exists and is not one of gptoss's graphs: use --force to replace it", f.output)
 	}
-	model, err := checkpoint.Open(f.checkpoint)
+	model, err := openCheckpoint(stderr, f.checkpoint, f.read)
 	if err != nil {
 		return err
 	}

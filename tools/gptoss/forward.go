@@ -44,7 +44,7 @@ checkpoint then says what shapes to expect.`,
   gptoss forward --checkpoint DIR --tokens ids.json --backend onnxruntime --onnx m.onnx --output out.safetensors`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			open := func() (*checkpoint.Model, error) { return openCheckpoint(cmd, o.checkpoint, read) }
+			open := func() (*checkpoint.Model, error) { return openCheckpoint(cmd.ErrOrStderr(), o.checkpoint, read) }
 			return forward(cmd.Context(), o, open, cmd.Flags().Changed("precision"), cmd.ErrOrStderr())
 		},
 	}

@@ -14,15 +14,18 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gptoss-conformance/gptoss/exporter"
 	"github.com/gptoss-conformance/gptoss/fixtures/tokenizer"
 	"github.com/gptoss-conformance/gptoss/reference"
+	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 )
 
 // generateOptions are the flags of `gptoss generate`.
 type generateOptions struct {
 	checkpoint, backend, precision string
-	onnx, config                   string
+	onnx, operators                string
 	expandFunctions                bool
+	read                           *checkpoint.Options
 
 	prompt, system, developer, effort string
 	chat, raw                         bool
@@ -44,7 +47,7 @@ func generateCommand() *cobra.Command {
 The Go reference runs a checkpoint in any layout, with a KV cache. An ONNX graph
 needs nothing but itself and a config.json: one with a KV cache is fed one token
 at a time, any other is run again over the whole text. With --checkpoint and
---backend onnxruntime the graph is exported on the spot.
+--backend onnxruntime a graph with a cache is exported on the spot.
 
 Without --chat the prompt is continued as it stands, and <|start|> and the like in
 it are special tokens. With --chat it is a user's message in a harmony
@@ -68,7 +71,9 @@ The same seed gives the same text; temperature 0 takes the likeliest token.`,
 	flags.StringVar(&o.backend, "backend", backendReference, "what runs the checkpoint: reference or onnxruntime")
 	flags.StringVar(&o.precision, "precision", string(reference.Float32), "arithmetic: float64 (reference only), float32, bfloat16 or float16 (onnxruntime only)")
 	flags.StringVar(&o.onnx, "onnx", "", "ONNX graph to run instead of a checkpoint")
-	flags.StringVar(&o.config, "config", "", "config.json of the graph's model, or its directory")
+	o.read = checkpointFlags(command)
+	flags.Lookup("config").Usage = "config.json of the graph's model, or its directory; with --checkpoint instead of the configuration beside the weights"
+	flags.StringVar(&o.operators, "operators", "", "of the graph that is exported (--backend onnxruntime): onnxruntime (the default) or portable")
 	flags.BoolVar(&o.expandFunctions, "expand-functions", false, "export without model-local functions (--backend onnxruntime)")
 	flags.StringVar(&o.prompt, "prompt", "", "text to continue, or to answer")
 	flags.BoolVar(&o.chat, "chat", false, "the prompt is a user's message in a harmony conversation")
@@ -99,7 +104,7 @@ func generate(ctx context.Context, o generateOptions, stdout, stderr io.Writer) 
 	if err != nil {
 		return err
 	}
-	d, err := openDecoder(ctx, o)
+	d, err := openDecoder(ctx, o, stderr)
 	if err != nil {
 		return err
 	}
@@ -154,12 +159,16 @@ func (o generateOptions) check() error {
 		return errors.New("give --checkpoint PATH, or --onnx M.onnx with --config PATH")
 	case o.checkpoint != "" && o.onnx != "":
 		return errors.New("--checkpoint and --onnx exclude each other")
-	case o.onnx != "" && o.config == "":
+	case o.onnx != "" && o.read.Config == "":
 		return errors.New("--onnx needs --config PATH: a graph does not say how its model is made")
-	case o.onnx == "" && o.config != "":
-		return errors.New("--config goes with --onnx: a checkpoint has its own")
+	case o.onnx != "" && o.read.UndoGateBias:
+		return errors.New("--undo-gate-bias goes with --checkpoint: a graph has its weights already")
 	case o.backend != backendReference && o.backend != backendONNXRuntime:
 		return fmt.Errorf("--backend: %q is none of reference, onnxruntime", o.backend)
+	case o.operators != "" && o.operators != string(exporter.OperatorsPortable) && o.operators != string(exporter.OperatorsONNXRuntime):
+		return fmt.Errorf("--operators: %q is none of onnxruntime, portable", o.operators)
+	case o.operators != "" && (o.onnx != "" || o.backend != backendONNXRuntime):
+		return errors.New("--operators goes with --checkpoint and --backend onnxruntime, where a graph is exported")
 	case o.expandFunctions && (o.onnx != "" || o.backend != backendONNXRuntime):
 		return errors.New("--expand-functions goes with --checkpoint and --backend onnxruntime, where a graph is exported")
 	case o.prompt == "":

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -31,13 +32,13 @@ type decoder interface {
 // errGraphFull says that a graph of fixed length has no room for another token.
 var errGraphFull = errors.New("the graph is full")
 
-func openDecoder(ctx context.Context, o generateOptions) (decoder, error) {
+func openDecoder(ctx context.Context, o generateOptions, stderr io.Writer) (decoder, error) {
 	precision, err := reference.ParsePrecision(o.precision)
 	if err != nil {
 		return nil, fmt.Errorf("--precision: %w", err)
 	}
 	if o.onnx != "" {
-		return openGraph(ctx, o.onnx, o.config)
+		return openGraph(ctx, o.onnx, o.read.Config)
 	}
 	path := o.checkpoint
 	if fixtures.Compact(path) {
@@ -49,13 +50,15 @@ func openDecoder(ctx context.Context, o generateOptions) (decoder, error) {
 			return nil, err
 		}
 	}
-	model, err := checkpoint.Open(path)
+	model, err := openCheckpoint(stderr, path, o.read)
 	if err != nil {
 		return nil, err
 	}
 	if o.backend == backendONNXRuntime {
 		defer model.Close()
-		return exportGraph(ctx, model, precision, !o.expandFunctions)
+		return exportGraph(ctx, model, exporter.Options{
+			Operators: o.exportedOperators(), Precision: exporter.Precision(precision), Functions: !o.expandFunctions,
+		})
 	}
 	switch precision {
 	case reference.Float32:
@@ -127,10 +130,7 @@ func newGraphDecoder(session *onnxruntime.Session, c config.Config, work string)
 }
 
 func openGraph(ctx context.Context, path, configuration string) (decoder, error) {
-	if info, err := os.Stat(configuration); err == nil && info.IsDir() {
-		configuration = filepath.Join(configuration, fixtures.ConfigFile)
-	}
-	c, err := config.Read(configuration)
+	c, err := config.Read(configFile(configuration))
 	if err != nil {
 		return nil, err
 	}
@@ -141,17 +141,28 @@ func openGraph(ctx context.Context, path, configuration string) (decoder, error)
 	return newGraphDecoder(session, c, "")
 }
 
-// exportGraph exports the model to a temporary directory and opens the graph.
-func exportGraph(ctx context.Context, model *checkpoint.Model, precision reference.Precision, functions bool) (decoder, error) {
+// exportedOperators are ONNX Runtime's own unless others are asked for: this is
+// the runtime that has them.
+func (o generateOptions) exportedOperators() exporter.Operators {
+	if o.operators == "" && o.precision != string(reference.Float32) {
+		return exporter.OperatorsPortable
+	}
+	if o.operators == "" {
+		return exporter.OperatorsONNXRuntime
+	}
+	return exporter.Operators(o.operators)
+}
+
+// exportGraph exports the model with a KV cache to a temporary directory and opens
+// the graph.
+func exportGraph(ctx context.Context, model *checkpoint.Model, options exporter.Options) (decoder, error) {
+	options.KVCache, options.LastLogitsOnly = true, true
 	work, err := os.MkdirTemp("", "gptoss-generate-*")
 	if err != nil {
 		return nil, err
 	}
 	path := filepath.Join(work, "model.onnx")
 	session, err := func() (*onnxruntime.Session, error) {
-		options := exporter.Options{
-			Precision: exporter.Precision(precision), KVCache: true, LastLogitsOnly: true, Functions: functions,
-		}
 		if err := exporter.Export(ctx, model, path, options); err != nil {
 			return nil, err
 		}

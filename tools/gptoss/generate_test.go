@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -38,7 +39,9 @@ func TestGenerateRefusesBadInput(t *testing.T) {
 		{"no model", []string{"--prompt", "a"}, "--checkpoint PATH"},
 		{"two models", []string{"--prompt", "a", "--checkpoint", toy, "--onnx", "m.onnx"}, "exclude"},
 		{"graph without configuration", []string{"--prompt", "a", "--onnx", "m.onnx"}, "--config"},
-		{"configuration without graph", []string{"--prompt", "a", "--checkpoint", toy, "--config", toy}, "--config goes with --onnx"},
+		{"gate bias of a graph", []string{"--prompt", "a", "--onnx", "m.onnx", "--config", toy, "--undo-gate-bias"}, "--undo-gate-bias goes with --checkpoint"},
+		{"unknown operators", []string{"--prompt", "a", "--checkpoint", toy, "--backend", "onnxruntime", "--operators", "all"}, "--operators: \"all\""},
+		{"operators of nothing", []string{"--prompt", "a", "--checkpoint", toy, "--operators", "portable"}, "--operators goes with"},
 		{"empty prompt", []string{"--prompt", "", "--checkpoint", toy}, "--prompt is empty"},
 		{"unknown special token", []string{"--prompt", "a<|stop|>", "--checkpoint", toy}, `"<|stop|>" is no special token`},
 		{"unknown stop token", []string{"--prompt", "a", "--checkpoint", toy, "--stop", "<|halt|>"}, `"<|halt|>"`},
@@ -250,10 +253,37 @@ func TestGraphsAnswer(t *testing.T) {
 			assert.Contains(t, stderr, "vocabulary of 256")
 		})
 	}
-	for _, flags := range [][]string{nil, {"--expand-functions"}} {
+	for _, flags := range [][]string{nil, {"--expand-functions"}, {"--operators", "portable"}, {"--precision", "bfloat16"}} {
 		status, stdout, stderr := runGenerate(t, append([]string{"--checkpoint", expanded, "--backend", "onnxruntime", "--prompt", "France capital? Answer:"}, flags...)...)
 		require.Zero(t, status, stderr)
 		assert.Equal(t, " Paris\n", stdout)
+	}
+}
+
+// A graph that is exported to be run at once continues from its cache: it is given
+// the tokens that it has not seen, whatever its operators are.
+func TestExportedGraphDecodesFromItsCache(t *testing.T) {
+	dir, err := fixtures.Expanded(t.Context(), fixtures.Dir("capitals"), t.TempDir())
+	require.NoError(t, err)
+	for want, operators := range map[exporter.Operators]string{
+		exporter.OperatorsONNXRuntime: "", exporter.OperatorsPortable: "portable",
+	} {
+		d, err := openDecoder(t.Context(), generateOptions{
+			checkpoint: dir, backend: backendONNXRuntime, precision: "float32", operators: operators, read: &checkpoint.Options{},
+		}, io.Discard)
+		require.NoError(t, err)
+		graph, ok := d.(*graphDecoder)
+		require.True(t, ok)
+		require.NotNil(t, graph.decoding)
+		properties, err := graph.session.Metadata()
+		require.NoError(t, err)
+		assert.Equal(t, string(want), properties["gptoss.operators"])
+		_, err = d.next(t.Context(), []int32{1, 2, 3})
+		require.NoError(t, err)
+		_, err = d.next(t.Context(), []int32{4})
+		require.NoError(t, err)
+		assert.Equal(t, 4, graph.decoding.Length())
+		require.NoError(t, d.Close())
 	}
 }
 

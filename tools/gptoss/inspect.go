@@ -42,7 +42,7 @@ values of all weights, which are read completely and checked to be finite, and
 it is the same for every layout of the same model.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, arguments []string) error {
-			model, err := openCheckpoint(cmd, arguments[0], options)
+			model, err := openCheckpoint(cmd.ErrOrStderr(), arguments[0], options)
 			if err != nil {
 				return err
 			}

@@ -53,7 +53,7 @@ func (f subjectFlags) judge(command *cobra.Command, o conformance.JudgeOptions) 
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err := openCheckpoint(command, f.checkpoint, f.read)
+	m, err := openCheckpoint(command.ErrOrStderr(), f.checkpoint, f.read)
 	if err != nil {
 		return nil, nil, err
 	}

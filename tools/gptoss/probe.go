@@ -116,7 +116,7 @@ func (f probeFlags) run(cmd *cobra.Command) error {
 	if err := f.check(); err != nil {
 		return err
 	}
-	m, err := openCheckpoint(cmd, f.checkpoint, f.options)
+	m, err := openCheckpoint(cmd.ErrOrStderr(), f.checkpoint, f.options)
 	if err != nil {
 		return err
 	}
