@@ -172,7 +172,7 @@ def exported_row(o, title, seconds, run, checkpoint, graph):
     size = sum(file.stat().st_size for file in graph.parent.iterdir() if file.name.startswith(graph.name))
     print(f"{title}: done", file=sys.stderr, flush=True)
     return [title, measure.seconds(seconds), measure.gibibytes(run.resident), measure.gibibytes(run.anonymous),
-            f"{size / 1e6:.3g} MB" if size < 1e9 else f"{size / 1e9:.3g} GB", f"{found["within"]:.2g}", f"{found["beyond"]:.2g}"]
+            f"{size / 1e6:.3g} MB" if size < 1e9 else f"{size / 1e9:.3g} GB", *(f"{found[where]:.2g}" for where in ("within", "beyond"))]
 
 
 def exporters(o):
