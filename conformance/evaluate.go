@@ -96,13 +96,26 @@ func (e *evaluation[F]) compute(full string) []F {
 	case taps.Fused:
 		return s.Fuse(l, at(taps.ExpertOutputs), e.indices(layer), at(taps.ExpertWeights))
 	case taps.Output:
-		return s.MLPResidual(l, at(taps.PostAttention), at(taps.MLPNormed), at(taps.Fused))
+		value := s.MLPResidual(l, at(taps.PostAttention), at(taps.MLPNormed), at(taps.Fused))
+		if progress, ok := e.ctx.Value(progressKey{}).(func()); ok {
+			progress()
+		}
+		return value
 	case taps.FinalNorm:
 		return s.FinalNorm(l, e.real(outputBefore(l.Config, -1)), e.model.Weights.FinalNorm)
 	default: // taps.Logits: callers ask for registered taps of reals only
 		return s.Unembed(l, e.real(taps.FinalNorm), e.model.Weights.Unembedding)
 	}
 }
+
+// WithProgress returns a context in which judgements call progress after every
+// block that they evaluate, of whichever run, perhaps from several goroutines. A run
+// of the model has one such call for each layer.
+func WithProgress(ctx context.Context, progress func()) context.Context {
+	return context.WithValue(ctx, progressKey{}, progress)
+}
+
+type progressKey struct{}
 
 // positions are the tokens' positions.
 func (e *evaluation[F]) positions() []int {

@@ -111,7 +111,7 @@ func (f compareFlags) compare(ctx context.Context, command string, lengthGiven b
 		return err
 	}
 	defer release(ctx, session)
-	c, err := f.run(ctx, m, session, tokens)
+	c, err := f.run(ctx, stderr, m, session, tokens)
 	if err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ type comparedTensor struct {
 func (c *comparison) failed() bool { return len(c.issues) > 0 }
 
 // run runs the graph and the reference, and judges.
-func (f compareFlags) run(ctx context.Context, m *checkpoint.Model, session *onnxruntime.Session, tokens []int32) (*comparison, error) {
+func (f compareFlags) run(ctx context.Context, stderr io.Writer, m *checkpoint.Model, session *onnxruntime.Session, tokens []int32) (*comparison, error) {
 	precision, err := f.arithmetic(session)
 	if err != nil {
 		return nil, err
@@ -242,7 +242,11 @@ func (f compareFlags) run(ctx context.Context, m *checkpoint.Model, session *onn
 		t.Shape = append([]int{len(tokens)}, t.Shape[1:]...)
 		results[name] = t
 	}
-	truth, err := reference.Run(ctx, m, tokens, reference.Options{Precision: reference.Float64, Taps: names})
+	progress := newLayers(stderr, "reference", m, 1)
+	truth, err := reference.Run(ctx, m, tokens, reference.Options{
+		Precision: reference.Float64, Taps: names, Progress: func(int) { progress.next() },
+	})
+	progress.finish()
 	if err != nil {
 		return nil, err
 	}
@@ -251,7 +255,7 @@ func (f compareFlags) run(ctx context.Context, m *checkpoint.Model, session *onn
 		t.Data, t.Shape = t.Data[len(t.Data)-len(t.Data)/len(tokens):], []int{1, m.Config.VocabSize}
 		truth[taps.Logits] = t
 	}
-	if err := c.judge(ctx, m, tokens, results, lastOnly); err != nil {
+	if err := c.judge(ctx, stderr, m, tokens, results, lastOnly); err != nil {
 		return nil, err
 	}
 	for _, name := range names {
@@ -270,10 +274,10 @@ func (f compareFlags) run(ctx context.Context, m *checkpoint.Model, session *onn
 
 // judge has the results judged. The last token's logits alone are judged among
 // the reference's, and apart from the taps, from which those do not follow.
-func (c *comparison) judge(ctx context.Context, m *checkpoint.Model, tokens []int32, results map[string]tensor.Tensor, lastOnly bool) error {
+func (c *comparison) judge(ctx context.Context, stderr io.Writer, m *checkpoint.Model, tokens []int32, results map[string]tensor.Tensor, lastOnly bool) error {
 	parts := []map[string]tensor.Tensor{results}
 	if lastOnly {
-		logits, err := filledIn(ctx, m, tokens, c.precision, results[taps.Logits])
+		logits, err := filledIn(ctx, stderr, m, tokens, c.precision, results[taps.Logits])
 		if err != nil {
 			return err
 		}
@@ -285,7 +289,7 @@ func (c *comparison) judge(ctx context.Context, m *checkpoint.Model, tokens []in
 		if len(part) == 0 {
 			continue
 		}
-		verdict, err := conformance.Judge(ctx, m, tokens, conformance.Subject{Precision: c.precision, Taps: part},
+		verdict, err := judged(ctx, stderr, "judging", m, tokens, conformance.Subject{Precision: c.precision, Taps: part},
 			conformance.JudgeOptions{Catalogue: []faults.Fault{}})
 		if err != nil {
 			return err

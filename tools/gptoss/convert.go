@@ -2,16 +2,11 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 	"github.com/gptoss-conformance/gptoss/reference/tensor"
@@ -107,46 +102,4 @@ func parseSize(text string) (int64, error) {
 		return 0, fmt.Errorf("%q is no size; write for example 5GB or 512MiB", text)
 	}
 	return n * factor, nil
-}
-
-// meter shows progress in bytes on a terminal, and nothing elsewhere.
-type meter struct {
-	mu    sync.Mutex
-	w     io.Writer
-	title string
-	bar   *progressbar.ProgressBar
-	shown time.Time
-}
-
-func newMeter(w io.Writer, title string) *meter {
-	if f, ok := w.(*os.File); !ok || !term.IsTerminal(int(f.Fd())) {
-		w = nil
-	}
-	return &meter{w: w, title: title}
-}
-
-// set may be called by several goroutines, also out of order.
-func (b *meter) set(done, total int64) {
-	if b.w == nil {
-		return
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.bar == nil {
-		b.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(b.w), progressbar.OptionSetDescription(b.title),
-			progressbar.OptionShowBytes(true), progressbar.OptionClearOnFinish())
-	}
-	// Drawing takes longer than what is counted: several times a second is enough.
-	if now := time.Now(); now.Sub(b.shown) > 100*time.Millisecond && done > b.bar.State().CurrentNum {
-		b.shown = now
-		b.bar.Set64(done)
-	}
-}
-
-func (b *meter) finish() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.bar != nil {
-		b.bar.Clear()
-	}
 }

@@ -8,9 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
-	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 
@@ -134,12 +132,12 @@ func (f exportFlags) export(ctx context.Context, lengthGiven, layersGiven bool, 
 			return err
 		}
 	}
-	var bar *progressbar.ProgressBar
+	bar := newMeter(stderr, "weights")
+	defer bar.finish()
 	o.Progress = func(written, total int64) {
-		if bar == nil {
-			bar = bytesBar(stderr, total)
+		if bar.set(written, total); written == total {
+			bar.finish()
 		}
-		bar.Set64(written) //nolint:errcheck // a bar cannot fail the work
 	}
 	if err := exporter.Export(ctx, model, f.output, o); err != nil {
 		return err
@@ -177,16 +175,13 @@ func validate(ctx context.Context, m *checkpoint.Model, path string, f exportFla
 	}
 	defer release(ctx, session)
 	tokens := exercise(m.Config, session.Length(), f.sequenceLength)
-	if terminal(stderr) {
-		fmt.Fprintf(stderr, "validating on %d tokens\n", len(tokens))
-	}
 	precision := reference.Precision(f.precision)
 	results, err := session.Run(ctx, tokens)
 	if err != nil {
 		return "", err
 	}
 	if f.lastLogitsOnly {
-		logits, err := filledIn(ctx, m, tokens, precision, results[taps.Logits])
+		logits, err := filledIn(ctx, stderr, m, tokens, precision, results[taps.Logits])
 		if err != nil {
 			return "", err
 		}
@@ -194,11 +189,11 @@ func validate(ctx context.Context, m *checkpoint.Model, path string, f exportFla
 		delete(results, taps.Logits)
 		if len(results) == 0 {
 			results[taps.Logits] = logits
-		} else if _, err := judgeGraph(ctx, m, tokens, precision, map[string]tensor.Tensor{taps.Logits: logits}, nil); err != nil {
+		} else if _, err := judgeGraph(ctx, stderr, m, tokens, precision, map[string]tensor.Tensor{taps.Logits: logits}, nil); err != nil {
 			return "", err
 		}
 	}
-	outcome, err := judgeGraph(ctx, m, tokens, precision, results, nil)
+	outcome, err := judgeGraph(ctx, stderr, m, tokens, precision, results, nil)
 	if err != nil || !session.HasCache() {
 		return outcome, err
 	}
@@ -210,7 +205,7 @@ func validate(ctx context.Context, m *checkpoint.Model, path string, f exportFla
 	if err != nil {
 		return "", err
 	}
-	if _, err := judgeGraph(ctx, m, tokens, precision, map[string]tensor.Tensor{taps.Logits: logits}, []int{first, 1}); err != nil {
+	if _, err := judgeGraph(ctx, stderr, m, tokens, precision, map[string]tensor.Tensor{taps.Logits: logits}, []int{first, 1}); err != nil {
 		return "", fmt.Errorf("decoding token by token: %w", err)
 	}
 	return outcome + ", decoding token by token too", nil
@@ -218,8 +213,10 @@ func validate(ctx context.Context, m *checkpoint.Model, path string, f exportFla
 
 // filledIn puts the reference's logits before those of the last token, which are
 // all that the graph puts out, so that these are judged like any others.
-func filledIn(ctx context.Context, m *checkpoint.Model, tokens []int32, precision reference.Precision, last tensor.Tensor) (tensor.Tensor, error) {
-	ours, err := reference.Run(ctx, m, tokens, reference.Options{Precision: precision})
+func filledIn(ctx context.Context, stderr io.Writer, m *checkpoint.Model, tokens []int32, precision reference.Precision, last tensor.Tensor) (tensor.Tensor, error) {
+	progress := newLayers(stderr, "reference", m, 1)
+	defer progress.finish()
+	ours, err := reference.Run(ctx, m, tokens, reference.Options{Precision: precision, Progress: func(int) { progress.next() }})
 	if err != nil {
 		return tensor.Tensor{}, err
 	}
@@ -237,18 +234,15 @@ func filledIn(ctx context.Context, m *checkpoint.Model, tokens []int32, precisio
 	return tensor.FromFloat32s([]int{len(tokens), m.Config.VocabSize}, append(before[:len(before)-len(values)], values...)), nil
 }
 
-// large is the number of weights from which the reference's runs take minutes.
-const large = 1e9
-
 // judgeGraph judges what a graph put out. Of the judge's reasons to be wary, one
 // is let through: random tokens need not hit every clamp. Chunks is how a cache was
 // fed, nil without one.
-func judgeGraph(ctx context.Context, m *checkpoint.Model, tokens []int32, precision reference.Precision, results map[string]tensor.Tensor, chunks []int) (string, error) {
+func judgeGraph(ctx context.Context, stderr io.Writer, m *checkpoint.Model, tokens []int32, precision reference.Precision, results map[string]tensor.Tensor, chunks []int) (string, error) {
 	o := conformance.JudgeOptions{Catalogue: []faults.Fault{}, Chunks: chunks}
 	if m.Weights() >= large {
 		o.Samples = 3 // each is a run of the reference
 	}
-	verdict, err := conformance.Judge(ctx, m, tokens, conformance.Subject{Precision: precision, Taps: results}, o)
+	verdict, err := judged(ctx, stderr, "validating", m, tokens, conformance.Subject{Precision: precision, Taps: results}, o)
 	if err != nil {
 		return "", err
 	}
@@ -301,16 +295,4 @@ func exercise(c config.Config, fixed, longest int) []int32 {
 		tokens[i] = int32(uint64(i+1) * 2654435761 % uint64(c.VocabSize))
 	}
 	return tokens
-}
-
-// bytesBar shows bytes written on a terminal, and is silent elsewhere.
-func bytesBar(stderr io.Writer, total int64) *progressbar.ProgressBar {
-	return progressbar.NewOptions64(total,
-		progressbar.OptionSetWriter(stderr),
-		progressbar.OptionSetVisibility(terminal(stderr)),
-		progressbar.OptionSetDescription("weights"),
-		progressbar.OptionShowBytes(true),
-		progressbar.OptionThrottle(100*time.Millisecond),
-		progressbar.OptionClearOnFinish(),
-	)
 }

@@ -9,11 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
@@ -102,12 +99,11 @@ func forward(ctx context.Context, o forwardOptions, open func() (*checkpoint.Mod
 	if o.backend == backendONNXRuntime {
 		results, err = runONNX(ctx, o.onnx, model, tokens, names)
 	} else {
-		bar := blocksBar(stderr, model.Config.Layers)
+		progress := newLayers(stderr, "forward", model, 1)
 		results, err = reference.Run(ctx, model, tokens, reference.Options{
-			Precision: precision, Taps: names,
-			Progress: func(blocks int) { bar.Set(blocks) }, //nolint:errcheck // a bar cannot fail the work
+			Precision: precision, Taps: names, Progress: func(int) { progress.next() },
 		})
-		bar.Exit() //nolint:errcheck // as above
+		progress.finish()
 	}
 	if err != nil {
 		return err
@@ -199,22 +195,4 @@ func writableDirectory(output string) error {
 		return fmt.Errorf("--output: %s is not a directory", dir)
 	}
 	return nil
-}
-
-// blocksBar counts transformer blocks on a terminal, and is silent elsewhere.
-func blocksBar(stderr io.Writer, blocks int) *progressbar.ProgressBar {
-	return progressbar.NewOptions(blocks,
-		progressbar.OptionSetWriter(stderr),
-		progressbar.OptionSetVisibility(terminal(stderr)),
-		progressbar.OptionSetDescription("block"),
-		progressbar.OptionShowCount(),
-		progressbar.OptionThrottle(100*time.Millisecond),
-		progressbar.OptionClearOnFinish(),
-	)
-}
-
-// terminal reports whether a person is looking.
-func terminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -64,7 +64,7 @@ func (f subjectFlags) judge(command *cobra.Command, o conformance.JudgeOptions) 
 	if err != nil {
 		return nil, m, err
 	}
-	v, err := f.verdict(ctx, m, tokens, precision, results, o)
+	v, err := f.verdict(ctx, command.ErrOrStderr(), m, tokens, precision, results, o)
 	if err != nil {
 		return nil, m, fmt.Errorf("%s: %w", f.name(), err)
 	}
@@ -76,11 +76,11 @@ func (f subjectFlags) name() string { return f.tensors + f.onnx }
 
 // verdict judges taps, or generated tokens with their log-probabilities if that
 // is all that the file holds.
-func (f subjectFlags) verdict(ctx context.Context, m *checkpoint.Model, tokens []int32, precision reference.Precision, results map[string]tensor.Tensor, o conformance.JudgeOptions) (*conformance.Verdict, error) {
+func (f subjectFlags) verdict(ctx context.Context, stderr io.Writer, m *checkpoint.Model, tokens []int32, precision reference.Precision, results map[string]tensor.Tensor, o conformance.JudgeOptions) (*conformance.Verdict, error) {
 	generated, hasTokens := results[conformance.GeneratedTokens]
 	logProbs, hasLogProbs := results[conformance.GeneratedLogProbs]
 	if !hasTokens || !hasLogProbs {
-		return conformance.Judge(ctx, m, tokens, conformance.Subject{Precision: precision, Taps: results}, o)
+		return judged(ctx, stderr, "judging", m, tokens, conformance.Subject{Precision: precision, Taps: results}, o)
 	}
 	ids, err := generated.Int32s()
 	if err != nil {
