@@ -97,7 +97,7 @@ func on[F Float](set *instructionSet, x []F, w Rows) (y []F) {
 // a panel's groups.
 var sizes = []struct{ rows, cols, tokens int }{
 	{1, 32, 1}, {3, 32, 1}, {4, 32, 2}, {5, 64, 3}, {6, 96, 4}, {23, 160, 5},
-	{24, 768, 7}, {25, 800, 8}, {97, 96, 66}, {200, 2880, 1}, {50, 2880, 131}, {13, 1536, 9},
+	{24, 768, 7}, {25, 800, 8}, {97, 96, 66}, {200, 2880, 1}, {50, 2880, 131}, {13, 1536, 9}, {26, 64, 6}, {31, 96, 17},
 }
 
 // TestProductsAreWithinTheBound compares every instruction set and portable Go

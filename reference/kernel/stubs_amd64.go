@@ -10,23 +10,11 @@ func streamMXFP4AVX512x1(groups int, x *float32, xStride int, w *byte, scales *b
 // streamBF16AVX512x1 multiplies 4 rows of packed weights with 1 tokens.
 func streamBF16AVX512x1(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
 
-// block32AVX512x1 multiplies 6 rows of a tile with 1 tokens.
-func block32AVX512x1(groups int, x *float32, xStride int, w *float32, wStride int, acc *float32)
-
-// block64AVX512x1 multiplies 4 rows of a tile with 1 tokens.
-func block64AVX512x1(groups int, x *float64, xStride int, w *float64, wStride int, acc *float64)
-
 // streamMXFP4AVX512x2 multiplies 4 rows of packed weights with 2 tokens.
 func streamMXFP4AVX512x2(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
 
 // streamBF16AVX512x2 multiplies 4 rows of packed weights with 2 tokens.
 func streamBF16AVX512x2(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
-
-// block32AVX512x2 multiplies 6 rows of a tile with 2 tokens.
-func block32AVX512x2(groups int, x *float32, xStride int, w *float32, wStride int, acc *float32)
-
-// block64AVX512x2 multiplies 4 rows of a tile with 2 tokens.
-func block64AVX512x2(groups int, x *float64, xStride int, w *float64, wStride int, acc *float64)
 
 // streamMXFP4AVX512x3 multiplies 4 rows of packed weights with 3 tokens.
 func streamMXFP4AVX512x3(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
@@ -34,17 +22,53 @@ func streamMXFP4AVX512x3(groups int, x *float32, xStride int, w *byte, scales *b
 // streamBF16AVX512x3 multiplies 4 rows of packed weights with 3 tokens.
 func streamBF16AVX512x3(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
 
-// block32AVX512x3 multiplies 6 rows of a tile with 3 tokens.
-func block32AVX512x3(groups int, x *float32, xStride int, w *float32, wStride int, acc *float32)
-
-// block64AVX512x3 multiplies 4 rows of a tile with 3 tokens.
-func block64AVX512x3(groups int, x *float64, xStride int, w *float64, wStride int, acc *float64)
-
 // streamMXFP4AVX512x4 multiplies 4 rows of packed weights with 4 tokens.
 func streamMXFP4AVX512x4(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
 
 // streamBF16AVX512x4 multiplies 4 rows of packed weights with 4 tokens.
 func streamBF16AVX512x4(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+
+// streamMXFP4AVX512x5 multiplies 3 rows of packed weights with 5 tokens.
+func streamMXFP4AVX512x5(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+
+// streamBF16AVX512x5 multiplies 3 rows of packed weights with 5 tokens.
+func streamBF16AVX512x5(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+
+// streamMXFP4AVX512x6 multiplies 3 rows of packed weights with 6 tokens.
+func streamMXFP4AVX512x6(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+
+// streamBF16AVX512x6 multiplies 3 rows of packed weights with 6 tokens.
+func streamBF16AVX512x6(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+
+// streamMXFP4AVX512x7 multiplies 3 rows of packed weights with 7 tokens.
+func streamMXFP4AVX512x7(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+
+// streamBF16AVX512x7 multiplies 3 rows of packed weights with 7 tokens.
+func streamBF16AVX512x7(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+
+// streamMXFP4AVX512x8 multiplies 3 rows of packed weights with 8 tokens.
+func streamMXFP4AVX512x8(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+
+// streamBF16AVX512x8 multiplies 3 rows of packed weights with 8 tokens.
+func streamBF16AVX512x8(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+
+// block32AVX512x1 multiplies 6 rows of a tile with 1 tokens.
+func block32AVX512x1(groups int, x *float32, xStride int, w *float32, wStride int, acc *float32)
+
+// block64AVX512x1 multiplies 4 rows of a tile with 1 tokens.
+func block64AVX512x1(groups int, x *float64, xStride int, w *float64, wStride int, acc *float64)
+
+// block32AVX512x2 multiplies 6 rows of a tile with 2 tokens.
+func block32AVX512x2(groups int, x *float32, xStride int, w *float32, wStride int, acc *float32)
+
+// block64AVX512x2 multiplies 4 rows of a tile with 2 tokens.
+func block64AVX512x2(groups int, x *float64, xStride int, w *float64, wStride int, acc *float64)
+
+// block32AVX512x3 multiplies 6 rows of a tile with 3 tokens.
+func block32AVX512x3(groups int, x *float32, xStride int, w *float32, wStride int, acc *float32)
+
+// block64AVX512x3 multiplies 4 rows of a tile with 3 tokens.
+func block64AVX512x3(groups int, x *float64, xStride int, w *float64, wStride int, acc *float64)
 
 // block32AVX512x4 multiplies 6 rows of a tile with 4 tokens.
 func block32AVX512x4(groups int, x *float32, xStride int, w *float32, wStride int, acc *float32)

@@ -19,11 +19,10 @@ type instructionSet struct {
 // by arrange.
 type vectors[F Float] struct {
 	arrange func(dst, x []F) // puts the columns in the order of decoded weights
-	// Kernels by number of tokens less one. blocks multiply decoded tiles;
-	// mxfp4 and bf16 decode in registers, for so few tokens that memory is the
-	// limit. Those may be missing.
-	blocks      []blockKernel[F]
-	mxfp4, bf16 []streamKernel[F]
+	// Blocks multiply decoded tiles; mxfp4 and bf16 decode in registers. Those may
+	// be missing.
+	blocks      []blockKernel[F] // by number of tokens less one
+	mxfp4, bf16 streams[F]
 	reduce      func(n int, acc, y *F)
 	lanes       int // of a sum in acc; 64 bytes
 	// Decoders of whole groups, in the order that arrange makes; may be missing.
@@ -52,6 +51,13 @@ type blockKernel[F Float] struct {
 type streamKernel[F Float] struct {
 	rows int
 	run  func(groups int, x *F, xStride int, w, scales *byte, y *F, yStride int)
+}
+
+// streams are the kernels that decode in registers, by number of tokens less one,
+// and the most tokens for which they are faster than blocks.
+type streams[F Float] struct {
+	kernels []streamKernel[F]
+	most    int
 }
 
 // groupColumns is how many columns the kernels take at a time: MXFP4's group.
@@ -101,7 +107,7 @@ func (v *vectors[F]) multiply(products []Product[F]) (rest []Product[F]) {
 			continue
 		}
 		x := make([]F, len(p.X))
-		v.arrange(x, p.X)
+		Parallel(len(x)/cols, 16, func(from, to int) { v.arrange(x[from*cols:to*cols], p.X[from*cols:to*cols]) })
 		tasks = addTasks(tasks, task[F]{x: x, tokens: len(x) / cols, w: p.W, cols: cols, y: p.Y, stride: rows, stopped: p.stopped})
 	}
 	Parallel(len(tasks), 1, func(from, to int) {
@@ -154,21 +160,28 @@ func (v *vectors[F]) run(t task[F], s *scratch[F]) {
 	}
 }
 
-// stream multiplies packed rows as they come from memory, if the tokens are few,
-// and returns the first row that it left: less than a kernel's rows.
-func (v *vectors[F]) stream(t task[F], kernels []streamKernel[F], data []byte, groupBytes int, scales []byte) int {
-	if t.tokens > len(kernels) {
+// stream multiplies packed rows as they are stored, some tokens at a time, and
+// returns the first row that it left: less than a kernel's rows. After the first
+// tokens the rows of a task (taskRows) come from the L2 cache.
+func (v *vectors[F]) stream(t task[F], s streams[F], data []byte, groupBytes int, scales []byte) int {
+	if t.tokens > s.most || len(s.kernels) == 0 {
 		return t.from
 	}
-	k := kernels[t.tokens-1]
 	groups := t.cols / groupColumns
-	row := t.from
 	size := int(unsafe.Sizeof(t.x[0]))
-	for ; row+k.rows <= t.to; row += k.rows {
-		at := row * groups
-		k.run(groups, &t.x[0], t.cols*size, &data[at*groupBytes], &scales[at], &t.y[row], t.stride*size)
+	done := t.to
+	passes := (t.tokens + len(s.kernels) - 1) / len(s.kernels)
+	for pass := range passes { // of almost the same number of tokens: a kernel for one is slow
+		token := pass * t.tokens / passes
+		k := s.kernels[(pass+1)*t.tokens/passes-token-1]
+		row := t.from
+		for ; row+k.rows <= t.to; row += k.rows {
+			at := row * groups
+			k.run(groups, &t.x[token*t.cols], t.cols*size, &data[at*groupBytes], &scales[at], &t.y[token*t.stride+row], t.stride*size)
+		}
+		done = min(done, row)
 	}
-	return row
+	return done
 }
 
 // panel decodes up to panelRows rows and multiplies them with all tokens.
@@ -203,13 +216,14 @@ func (v *vectors[F]) multiplyTile(t task[F], tile []F, from, n, first, tokens in
 	}
 	sums := grow(&s.sums, len(acc)/v.lanes)
 	v.reduce(len(sums), &acc[0], &sums[0])
-	for b := range rowBlocks {
-		for token := 0; token < tokens; token += most {
-			width := min(most, tokens-token)
-			part := sums[(b*tokens+token)*kernelRows:]
-			for r := range min(kernelRows, n-b*kernelRows) {
-				for i := range width {
-					t.y[(first+token+i)*t.stride+from+b*kernelRows+r] = part[r*width+i]
+	for token := 0; token < tokens; token += most {
+		width := min(most, tokens-token)
+		for i := range width {
+			y := t.y[(first+token+i)*t.stride+from:][:n]
+			for b := 0; b < n; b += kernelRows {
+				part := sums[b*tokens+token*kernelRows+i:]
+				for r := range y[b:min(b+kernelRows, n)] {
+					y[b+r] = part[r*width]
 				}
 			}
 		}

@@ -1,6 +1,10 @@
 package kernel
 
-import "golang.org/x/sys/cpu"
+import (
+	"math"
+
+	"golang.org/x/sys/cpu"
+)
 
 // instructionSets lists those that this processor has, best first.
 var instructionSets = available()
@@ -32,11 +36,19 @@ var avx512 = instructionSet{
 		blocks: []blockKernel[float32]{
 			{6, block32AVX512x1}, {6, block32AVX512x2}, {6, block32AVX512x3}, {6, block32AVX512x4},
 		},
-		mxfp4: []streamKernel[float32]{
-			{4, streamMXFP4AVX512x1}, {4, streamMXFP4AVX512x2}, {4, streamMXFP4AVX512x3}, {4, streamMXFP4AVX512x4},
+		mxfp4: streams[float32]{
+			kernels: []streamKernel[float32]{
+				{4, streamMXFP4AVX512x1}, {4, streamMXFP4AVX512x2}, {4, streamMXFP4AVX512x3}, {4, streamMXFP4AVX512x4},
+				{3, streamMXFP4AVX512x5}, {3, streamMXFP4AVX512x6}, {3, streamMXFP4AVX512x7}, {3, streamMXFP4AVX512x8},
+			},
+			most: math.MaxInt, // 87 GFLOP/s and more from five tokens on, blocks 65 to 95
 		},
-		bf16: []streamKernel[float32]{
-			{4, streamBF16AVX512x1}, {4, streamBF16AVX512x2}, {4, streamBF16AVX512x3}, {4, streamBF16AVX512x4},
+		bf16: streams[float32]{
+			kernels: []streamKernel[float32]{
+				{4, streamBF16AVX512x1}, {4, streamBF16AVX512x2}, {4, streamBF16AVX512x3}, {4, streamBF16AVX512x4},
+				{3, streamBF16AVX512x5}, {3, streamBF16AVX512x6}, {3, streamBF16AVX512x7}, {3, streamBF16AVX512x8},
+			},
+			most: math.MaxInt, // 100 GFLOP/s and more, blocks 55 to 95
 		},
 		decodeMXFP4: decodeMXFP4AVX512, decodeBF16: decodeBF16AVX512,
 		innerProducts: innerProducts32AVX512, weightedSum: weightedSum32AVX512, blockBytes: 128, exp: exp32AVX512,
@@ -56,8 +68,8 @@ var avx2 = instructionSet{
 	single: vectors[float32]{
 		arrange: split, lanes: 16, reduce: reduce32AVX2,
 		blocks:      []blockKernel[float32]{{3, block32AVX2x1}, {3, block32AVX2x2}},
-		mxfp4:       []streamKernel[float32]{{4, streamMXFP4AVX2x1}, {2, streamMXFP4AVX2x2}},
-		bf16:        []streamKernel[float32]{{4, streamBF16AVX2x1}, {2, streamBF16AVX2x2}},
+		mxfp4:       streams[float32]{[]streamKernel[float32]{{4, streamMXFP4AVX2x1}, {2, streamMXFP4AVX2x2}}, 4},
+		bf16:        streams[float32]{[]streamKernel[float32]{{4, streamBF16AVX2x1}, {2, streamBF16AVX2x2}}, 12},
 		decodeMXFP4: decodeMXFP4AVX2, decodeBF16: decodeBF16AVX2,
 		innerProducts: innerProducts32AVX2, weightedSum: weightedSum32AVX2, blockBytes: 32, exp: exp32AVX2,
 	},

@@ -31,9 +31,15 @@ var (
 func main() {
 	ConstraintExpr("amd64")
 	tables()
+	for tokens := 1; tokens <= 8; tokens++ {
+		rows := 4
+		if tokens > 4 {
+			rows = 3 // 24 sums and six decoded registers leave two
+		}
+		streamMXFP4(avx512, rows, tokens)
+		streamBF16(avx512, rows, tokens)
+	}
 	for tokens := 1; tokens <= 4; tokens++ {
-		streamMXFP4(avx512, 4, tokens)
-		streamBF16(avx512, 4, tokens)
 		block32(avx512, 6, tokens)
 		block64(avx512, 4, tokens)
 	}
@@ -129,7 +135,7 @@ func (s isa) zero(to sum) {
 	}
 }
 
-// rows addresses up to six rows of a matrix that lie stride bytes apart.
+// rows addresses up to eight rows of a matrix that lie stride bytes apart.
 type rows struct {
 	base, base4     Register
 	stride, stride3 Register
@@ -203,33 +209,32 @@ func stream(s isa, format string, count, tokens, groupBytes int, prepare func() 
 			acc[r] = append(acc[r], a)
 		}
 	}
-	var inputs [][2]VecVirtual // in registers where there are enough of them
-	if s.parts == 1 {
-		for range tokens {
-			inputs = append(inputs, [2]VecVirtual{s.reg(), s.reg()})
-		}
-	}
 
+	// With AVX-512 all rows are decoded before the tokens pass by; the 16 registers
+	// of AVX2 have room for one half of a row at a time.
 	Label("group")
-	for t, in := range inputs {
-		VMOVUPS(x.at(t, 0), in[0])
-		VMOVUPS(x.at(t, 64), in[1])
-	}
+	decoded := make([][2]VecVirtual, count)
 	for r := range count {
 		emit(w.at(r, 0), scales.at(r, 0), func(half int, weights sum) {
-			for t := range tokens {
-				for p, v := range weights {
-					if v == nil {
-						continue
-					}
-					if inputs != nil {
-						VFMADD231PS(inputs[t][half], v, acc[r][t][p])
-					} else {
-						VFMADD231PS(x.at(t, 64*half+32*p), v, acc[r][t][p])
-					}
+			if s.parts == 1 {
+				decoded[r][half] = weights[0]
+				return
+			}
+			for p, v := range weights {
+				for t := 0; v != nil && t < tokens; t++ {
+					VFMADD231PS(x.at(t, 64*half+32*p), v, acc[r][t][p])
 				}
 			}
 		})
+	}
+	for half := 0; s.parts == 1 && half < 2; half++ {
+		for t := range tokens {
+			input := s.reg()
+			VMOVUPS(x.at(t, 64*half), input)
+			for r := range count {
+				VFMADD231PS(input, decoded[r][half], acc[r][t][0])
+			}
+		}
 	}
 	x.advance(128)
 	w.advance(groupBytes)
@@ -290,19 +295,20 @@ func (s isa) total64(a sum) Register {
 // mxfp4 prepares the decoding of MXFP4: the scaled table of values is looked up
 // by the codes, so that each weight comes out exact.
 func (s isa) mxfp4() decoder {
-	table, tableAt, sign := s.reg(), GP64(), s.reg()
+	tableAt := GP64()
 	LEAQ(scaleTable, tableAt)
-	if s.parts == 1 {
-		VMOVUPS(codes, table)
-	} else { // a ymm register holds the eight magnitudes; bit 3 of a code is the sign
+	values, sign := Op(codes), VecVirtual(nil)
+	if s.parts == 2 { // a ymm register holds the eight magnitudes; bit 3 of a code is the sign
+		table := s.reg()
 		VMOVUPS(magnitudes, table)
+		values, sign = table, s.reg()
 		VBROADCASTSS(signBit, sign)
 	}
 	return func(w, scale Mem, next func(half int, weights sum)) {
 		index, scaled := GP32(), s.reg()
 		MOVBLZX(scale, index)
 		VBROADCASTSS(Mem{Base: tableAt, Index: index.As64(), Scale: 4}, scaled)
-		VMULPS(table, scaled, scaled)
+		VMULPS(values, scaled, scaled)
 		for p := range s.parts {
 			bytes := s.reg()
 			VPMOVZXBD(w.Offset(8*p), bytes)
