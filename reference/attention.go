@@ -22,10 +22,12 @@ func QKV[F Float](l Layer[F], x []F) (q, k, v []F) {
 // columns copies columns [from, from+n) of x [tokens, width].
 func columns[F Float](x []F, width, from, n int) []F {
 	tokens := len(x) / width
-	out := make([]F, 0, tokens*n)
-	for t := range tokens {
-		out = append(out, x[t*width+from:][:n]...)
-	}
+	out := make([]F, tokens*n)
+	kernel.Parallel(tokens, 64, func(first, last int) {
+		for t := first; t < last; t++ {
+			copy(out[t*n:][:n], x[t*width+from:])
+		}
+	})
 	return out
 }
 

@@ -124,11 +124,15 @@ func perExpert[F Float](l Layer[F], x []F, indices []int32, weights []checkpoint
 		if len(slots) == 0 || l.cancelled() {
 			continue
 		}
-		gathered := make([]F, 0, len(slots)*in)
-		for _, slot := range slots {
-			gathered = append(gathered, x[row(slot)*in:][:in]...)
-		}
-		products = append(products, kernel.NewProduct(gathered, weights[expert]))
+		gathered := make([]F, len(slots)*in)
+		kernel.Parallel(len(slots), 16, func(from, to int) {
+			for i, slot := range slots[from:to] {
+				copy(gathered[(from+i)*in:][:in], x[row(slot)*in:])
+			}
+		})
+		product := kernel.NewProduct(gathered, weights[expert])
+		product.Stop = l.cancelled
+		products = append(products, product)
 		pending = append(pending, slots)
 		if rows += len(slots); rows >= rowsTogether {
 			flush()
@@ -148,12 +152,14 @@ const rowsTogether = 128
 func addBiases[F Float](l Layer[F], result, products []F, slots []int, bias []float32) {
 	out := len(bias)
 	l.rounded(products)
-	for i, slot := range slots {
-		y := result[slot*out:][:out]
-		for j, b := range bias {
-			y[j] = products[i*out+j] + F(b)
+	kernel.Parallel(len(slots), 16, func(from, to int) {
+		for i := from; i < to; i++ {
+			y, product := result[slots[i]*out:][:out], products[i*out:][:out]
+			for j, b := range bias {
+				y[j] = product[j] + F(b)
+			}
 		}
-	}
+	})
 }
 
 // slotsByExpert lists, for every expert, the positions in indices that name it.
@@ -170,11 +176,13 @@ func slotsByExpert(indices []int32, experts int) [][]int {
 func Fuse[F Float](l Layer[F], outputs []F, _ []int32, weights []F) []F {
 	k, width := l.Config.ExpertsPerToken, l.Config.HiddenSize
 	fused := make([]F, len(weights)/k*width)
-	for slot, weight := range weights {
-		sum := fused[slot/k*width:][:width]
-		for i, v := range outputs[slot*width:][:width] {
-			sum[i] += weight * v
+	kernel.Parallel(len(weights)/k, 8, func(from, to int) {
+		for slot := from * k; slot < to*k; slot++ {
+			sum := fused[slot/k*width:][:width]
+			for i, v := range outputs[slot*width:][:width] {
+				sum[i] += weights[slot] * v
+			}
 		}
-	}
+	})
 	return l.rounded(fused)
 }

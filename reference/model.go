@@ -264,12 +264,14 @@ func Embed[F Float](l Layer[F], embedding checkpoint.Matrix, tokens []int32) []F
 // Linear computes x·Wᵀ + bias; a short format rounds once, the bias inside.
 func Linear[F Float](l Layer[F], x []F, w checkpoint.Matrix, bias []float32) []F {
 	y := l.product(x, w)
-	for t := range len(y) / len(bias) {
-		row := y[t*len(bias):][:len(bias)]
-		for i, b := range bias {
-			row[i] += F(b)
+	kernel.Parallel(len(y)/len(bias), 16, func(from, to int) {
+		for t := from; t < to; t++ {
+			row := y[t*len(bias):][:len(bias)]
+			for i, b := range bias {
+				row[i] += F(b)
+			}
 		}
-	}
+	})
 	return l.rounded(y)
 }
 
@@ -289,8 +291,10 @@ func (l Layer[F]) product(x []F, w checkpoint.Matrix) []F {
 // Residual adds a half block's result to the residual stream.
 func Residual[F Float](l Layer[F], stream, _, delta []F) []F {
 	sum := make([]F, len(stream))
-	for i, v := range stream {
-		sum[i] = v + delta[i]
-	}
+	kernel.Parallel(len(stream), 1<<14, func(from, to int) {
+		for i := from; i < to; i++ {
+			sum[i] = stream[i] + delta[i]
+		}
+	})
 	return l.rounded(sum)
 }
