@@ -40,7 +40,7 @@ $(VOCABULARY):
 .PHONY: golden-answers
 golden-answers: oracles $(VOCABULARY) ## Make golden/answers again
 	@for fixture in capitals canary; do \
-		go run ./tools/gptoss expand --from fixtures/$$fixture --output build/$$fixture && \
+		rm -rf build/$$fixture && go run ./tools/gptoss expand --from fixtures/$$fixture --output build/$$fixture && \
 		TIKTOKEN_ENCODINGS_BASE=build/tokens $(ORACLES_PYTHON) tools/oracles/tokens/answers.py $(ANSWERS) \
 			fixtures/$$fixture build/$$fixture golden/answers/$$fixture.json || exit 1; \
 	done
