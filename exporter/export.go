@@ -127,9 +127,6 @@ func (o Options) check() error {
 	if o.Operators != OperatorsPortable && o.Operators != OperatorsONNXRuntime {
 		return fmt.Errorf("operators can be portable or onnxruntime, not %q", o.Operators)
 	}
-	if o.Operators == OperatorsONNXRuntime && o.Precision != PrecisionFloat32 {
-		return fmt.Errorf("ONNX Runtime's operators compute in float32 here: %s needs portable operators", o.Precision)
-	}
 	if o.KVCache && o.SequenceLength == 1 {
 		return errors.New("a sequence of at most 1 token has nothing to cache: use a longer one, or no KV cache")
 	}
@@ -159,6 +156,9 @@ func Export(ctx context.Context, m *checkpoint.Model, path string, o Options) er
 		digest, err = m.Digest(groupContext)
 		return err
 	})
+	if o.Precision == PrecisionFloat16 {
+		group.Go(func() error { return weightsFitFloat16(groupContext, m) })
+	}
 	return write(ctx, g, path, o, func(write func(ctx context.Context) error) (*onnxpb.ModelProto, error) {
 		group.Go(func() error { return write(groupContext) })
 		if err := group.Wait(); err != nil {

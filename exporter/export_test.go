@@ -406,7 +406,6 @@ func TestBadOptionsAreRefused(t *testing.T) {
 		{Options{Experts: "sparse"}, "sparse"},
 		{Options{Precision: "float8"}, "float8"},
 		{Options{Operators: "cuda"}, "cuda"},
-		{Options{Operators: OperatorsONNXRuntime, Precision: PrecisionBFloat16}, "needs portable operators"},
 		{Options{KVCache: true, SequenceLength: 1}, "nothing to cache"},
 	} {
 		require.ErrorContains(t, Export(t.Context(), m, filepath.Join(dir, "m.onnx"), c.options), c.want)
@@ -481,4 +480,56 @@ func TestExporterDoesNotImportTheReference(t *testing.T) {
 	packages.Visit(loaded, nil, func(p *packages.Package) {
 		require.NotEqual(t, reference, p.PkgPath, "the reference's arithmetic is imported indirectly")
 	})
+}
+
+// A weight that float16 does not have is named, however it is stored.
+func TestWeightsBeyondFloat16AreRefused(t *testing.T) {
+	for want, change := range map[string]func(m *checkpoint.Model){
+		"norm.scale is 70000 at [0 3]":                           func(m *checkpoint.Model) { m.FinalNorm = with(m.FinalNorm, 3, 7e4) },
+		"block.1.mlp.mlp2_bias of expert 5 is -70000 at [0 2]":   func(m *checkpoint.Model) { m.Blocks[1].MLP2Bias[5] = with(m.Blocks[1].MLP2Bias[5], 2, -7e4) },
+		"block.0.mlp.mlp1_weight of expert 2 is 98304 at [1 32]": func(m *checkpoint.Model) { m.Blocks[0].MLP1[2] = hugeMXFP4(m.Blocks[0].MLP1[2]) },
+		"block.2.attn.qkv.weight is 65536 at [4 1]":              func(m *checkpoint.Model) { m.Blocks[2].QKV = dense(m.Blocks[2].QKV, 4, 1, 65536) },
+	} {
+		t.Run(want, func(t *testing.T) {
+			m := *toy(t)
+			m.Blocks = slices.Clone(m.Blocks)
+			for i := range m.Blocks {
+				m.Blocks[i].MLP1, m.Blocks[i].MLP2Bias = slices.Clone(m.Blocks[i].MLP1), slices.Clone(m.Blocks[i].MLP2Bias)
+			}
+			dir := t.TempDir()
+			require.NoError(t, Export(t.Context(), &m, filepath.Join(dir, "right.onnx"), Options{Precision: PrecisionFloat16}))
+			change(&m)
+			path := filepath.Join(dir, "m.onnx")
+			require.ErrorContains(t, Export(t.Context(), &m, path, Options{Precision: PrecisionFloat16}), want)
+			require.NoFileExists(t, path)
+			require.NoError(t, Export(t.Context(), &m, path, Options{Precision: PrecisionBFloat16}), "bfloat16 has it")
+		})
+	}
+}
+
+func with(values []float32, at int, value float32) []float32 {
+	changed := slices.Clone(values)
+	changed[at] = value
+	return changed
+}
+
+// dense decodes a matrix and changes one element.
+func dense(w checkpoint.Matrix, row, col int, value float32) checkpoint.Matrix {
+	rows, cols := w.Dims()
+	data := make([]float32, rows*cols)
+	w.Rows(data, 0, rows)
+	data[row*cols+col] = value
+	return checkpoint.Dense{RowCount: rows, ColCount: cols, Data: data}
+}
+
+// hugeMXFP4 puts 6·2^14 at [1 32], and a large scale on zeros before it.
+func hugeMXFP4(w checkpoint.Matrix) checkpoint.Matrix {
+	m := w.(checkpoint.MXFP4)
+	m.Blocks, m.Scales = slices.Clone(m.Blocks), slices.Clone(m.Scales)
+	clear(m.Blocks[:16])
+	m.Scales[0] = 141
+	group := m.ColCount/32 + 1 // the second of row 1
+	clear(m.Blocks[16*group:][:16])
+	m.Blocks[16*group], m.Scales[group] = 7, 141
+	return m
 }

@@ -58,7 +58,7 @@ func GroupQueryAttention(l Layer, in FusedAttentionInput) (core, presentK, prese
 			{"local_window_size", window}, {"scale", float32(l.Stages.Scale(l))},
 		},
 		output(Float32, Shape{N(1), tokens, N(c.QueryWidth())}), output(Float32, cache), output(Float32, cache))
-	core = l.Reshape(out[0], tokens, N(c.QueryWidth()))
+	core = l.Round(l.Reshape(out[0], tokens, N(c.QueryWidth())))
 	if in.PastK.edge == nil {
 		return core, Value{}, Value{}
 	}
@@ -100,7 +100,7 @@ func QMoE(l Layer, x, indices, weights Value) Value {
 	global := l.Floats("mxfp4.global_scale", Ns(c.Experts), ones)
 	w := l.Weights
 	l.graph.Import(microsoft, 1)
-	return l.Node(microsoft, "QMoE",
+	return l.Round(l.Node(microsoft, "QMoE",
 		[]Value{
 			x, routing,
 			w.MLP1Packed.Blocks, w.MLP1Packed.Scales, w.MLP1Bias,
@@ -114,5 +114,5 @@ func QMoE(l Layer, x, indices, weights Value) Value {
 			{"quant_type", "fp4"}, {"expert_weight_bits", int64(4)}, {"block_size", int64(32)}, {"weights_prepacked", int64(1)},
 			{"normalize_routing_weights", int64(0)},
 		},
-		output(Float32, x.shape))[0]
+		output(Float32, x.shape))[0])
 }

@@ -41,19 +41,8 @@ var dimensions = [][]choice{
 	},
 }
 
-const (
-	operators = 0
-	precision = 8
-)
-
 // pair is two choices of two options, a before b.
 type pair struct{ a, choiceA, b, choiceB int }
-
-// allowed reports whether a pair makes sense: ONNX Runtime's own operators
-// compute in float32.
-func (p pair) allowed() bool {
-	return !(p.a == operators && p.choiceA == 1 && p.b == precision && p.choiceB > 0)
-}
 
 // Table returns the combinations: greedily, each takes in as many of the pairs
 // that are still missing as one pass over the options finds. It is the same every
@@ -73,16 +62,14 @@ func Table() []Case {
 	return cases
 }
 
-// Pairs returns all pairs of choices that make sense.
+// Pairs returns all pairs of choices.
 func Pairs() map[pair]bool {
 	pairs := map[pair]bool{}
 	for a := range dimensions {
 		for b := a + 1; b < len(dimensions); b++ {
 			for i := range dimensions[a] {
 				for j := range dimensions[b] {
-					if p := (pair{a, i, b, j}); p.allowed() {
-						pairs[p] = true
-					}
+					pairs[pair{a, i, b, j}] = true
 				}
 			}
 		}
@@ -115,8 +102,7 @@ func nextRow(missing map[pair]bool) []int {
 	return row
 }
 
-// gained counts the missing pairs that option d completes, or -1 if its choice
-// contradicts another.
+// gained counts the missing pairs that option d completes.
 func gained(row []int, d int, missing map[pair]bool) int {
 	gain := 0
 	for other, choice := range row {
@@ -126,9 +112,6 @@ func gained(row []int, d int, missing map[pair]bool) int {
 		p := pair{d, row[d], other, choice}
 		if other < d {
 			p = pair{other, choice, d, row[d]}
-		}
-		if !p.allowed() {
-			return -1
 		}
 		if missing[p] {
 			gain++

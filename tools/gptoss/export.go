@@ -180,6 +180,11 @@ func validate(ctx context.Context, m *checkpoint.Model, path string, f exportFla
 	if err != nil {
 		return "", err
 	}
+	if precision == reference.Float16 {
+		if err := overflows(ctx, m, tokens, results); err != nil {
+			return "", err
+		}
+	}
 	if f.lastLogitsOnly {
 		logits, err := filledIn(ctx, stderr, m, tokens, precision, results[taps.Logits])
 		if err != nil {
@@ -209,6 +214,46 @@ func validate(ctx context.Context, m *checkpoint.Model, path string, f exportFla
 		return "", fmt.Errorf("decoding token by token: %w", err)
 	}
 	return outcome + ", decoding token by token too", nil
+}
+
+// overflows returns an error if the results of a float16 graph are not finite. It
+// names the tensor in which that begins, which need not be among them: the reference,
+// which rounds at the same points, has all tensors.
+func overflows(ctx context.Context, m *checkpoint.Model, tokens []int32, results map[string]tensor.Tensor) error {
+	name, err := firstInfinite(m.Config, results)
+	if name == "" || err != nil {
+		return err
+	}
+	ours, err := reference.Run(ctx, m, tokens, reference.Options{Precision: reference.Float16, Taps: taps.All(m.Config)})
+	if err != nil {
+		return err
+	}
+	if first, err := firstInfinite(m.Config, ours); err != nil {
+		return err
+	} else if first != "" {
+		name = first
+	}
+	return verdictError("validation: %s overflows: float16 ends at %d; export in bfloat16 or float32", name, exporter.Float16Max)
+}
+
+// firstInfinite returns the first tap in execution order that is not finite.
+func firstInfinite(c config.Config, results map[string]tensor.Tensor) (string, error) {
+	for _, name := range taps.All(c) {
+		t, ok := results[name]
+		if !ok || taps.Integer(name) {
+			continue
+		}
+		values, err := t.Float32s()
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", name, err)
+		}
+		for _, v := range values {
+			if v-v != 0 { // infinite, or NaN
+				return name, nil
+			}
+		}
+	}
+	return "", nil
 }
 
 // filledIn puts the reference's logits before those of the last token, which are

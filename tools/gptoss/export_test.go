@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gptoss-conformance/gptoss/fixtures"
+	"github.com/gptoss-conformance/gptoss/reference/checkpoint"
 )
 
 func runExport(t *testing.T, arguments ...string) (status int, stdout, stderr string) {
@@ -83,7 +85,6 @@ func TestExportRefusesBadInput(t *testing.T) {
 		{"precision", "--precision", []string{"--checkpoint", toy, "--output", path, "--precision", "float8"}},
 		{"layers", "--layers", []string{"--checkpoint", toy, "--output", path, "--layers", "0"}},
 		{"too many layers", "--layers", []string{"--checkpoint", toy, "--output", path, "--layers", "99"}},
-		{"precision of operators", "needs portable operators", []string{"--checkpoint", toy, "--output", path, "--operators", "onnxruntime", "--precision", "bfloat16"}},
 		{"experts", `--experts: "none"`, []string{"--checkpoint", toy, "--output", path, "--experts", "none"}},
 		{"no directory", "--output", []string{"--checkpoint", toy, "--output", filepath.Join(dir, "missing", "m.onnx")}},
 		{"a directory", "is a directory", []string{"--checkpoint", toy, "--output", dir}},
@@ -101,4 +102,32 @@ func TestExportRefusesBadInput(t *testing.T) {
 			require.Empty(t, entries)
 		})
 	}
+}
+
+// Activations beyond float16 show only when the graph runs: the tensor in which that
+// begins is named, and nothing is left.
+func TestExportRefusesFloat16ThatOverflows(t *testing.T) {
+	m, err := checkpoint.Open(fixtures.Dir("toy"))
+	require.NoError(t, err)
+	defer m.Close()
+	for i := range m.Blocks {
+		for e, bias := range m.Blocks[i].MLP2Bias {
+			m.Blocks[i].MLP2Bias[e] = slices.Repeat([]float32{59904}, len(bias)) // a bfloat16 below 65504
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "loud")
+	require.NoError(t, m.Write(t.Context(), checkpoint.OpenAI, dir, checkpoint.WriteOptions{}))
+	for _, arguments := range [][]string{
+		nil, {"--operators", "onnxruntime"}, {"--last-logits-only", "--kv-cache"}, {"--emit-hidden-states", "--emit-block-debug"},
+	} {
+		out := t.TempDir()
+		path := filepath.Join(out, "m.onnx")
+		status, _, stderr := runExport(t, append(arguments, "--checkpoint", dir, "--output", path, "--precision", "float16")...)
+		require.Equal(t, exitFail, status)
+		// Twice 59904 in the residual stream.
+		require.Equal(t, "gptoss: validation: block_1.output overflows: float16 ends at 65504; export in bfloat16 or float32\n", stderr)
+		require.Empty(t, content(t, out))
+	}
+	status, _, stderr := runExport(t, "--checkpoint", dir, "--output", filepath.Join(t.TempDir(), "m.onnx"), "--precision", "bfloat16")
+	require.Zero(t, status, stderr)
 }

@@ -144,9 +144,6 @@ func openGraph(ctx context.Context, path, configuration string) (decoder, error)
 // exportedOperators are ONNX Runtime's own unless others are asked for: this is
 // the runtime that has them.
 func (o generateOptions) exportedOperators() exporter.Operators {
-	if o.operators == "" && o.precision != string(reference.Float32) {
-		return exporter.OperatorsPortable
-	}
 	if o.operators == "" {
 		return exporter.OperatorsONNXRuntime
 	}

@@ -253,7 +253,7 @@ func TestGraphsAnswer(t *testing.T) {
 			assert.Contains(t, stderr, "vocabulary of 256")
 		})
 	}
-	for _, flags := range [][]string{nil, {"--expand-functions"}, {"--operators", "portable"}, {"--precision", "bfloat16"}} {
+	for _, flags := range [][]string{nil, {"--expand-functions"}, {"--operators", "portable"}, {"--precision", "bfloat16"}, {"--precision", "float16", "--operators", "portable"}} {
 		status, stdout, stderr := runGenerate(t, append([]string{"--checkpoint", expanded, "--backend", "onnxruntime", "--prompt", "France capital? Answer:"}, flags...)...)
 		require.Zero(t, status, stderr)
 		assert.Equal(t, " Paris\n", stdout)

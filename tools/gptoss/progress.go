@@ -33,7 +33,7 @@ func newBar(w io.Writer, title string, total int64) *progressbar.ProgressBar {
 		progressbar.OptionSetWriter(w), progressbar.OptionSetDescription(title),
 		progressbar.OptionShowBytes(true), progressbar.OptionShowTotalBytes(true),
 		progressbar.OptionSetPredictTime(true), progressbar.OptionThrottle(100*time.Millisecond),
-		progressbar.OptionSetElapsedTime(true), progressbar.OptionClearOnFinish())
+		progressbar.OptionShowCount(), progressbar.OptionSetElapsedTime(true), progressbar.OptionClearOnFinish())
 }
 
 // meter shows progress in bytes on a terminal, and nothing elsewhere.
