@@ -7,7 +7,7 @@ BENCH_PYTHON ?= $(firstword $(wildcard build/oracles/bin/python) python3)
 
 .PHONY: twolayer
 twolayer: onnxruntime ## Judge two layers at full width (3.3 GB in the cache)
-	go test -count=1 -timeout 60m -tags twolayer -run '^TestTwoLayer$$' -v ./conformance
+	go test -count=1 -timeout 60m -tags twolayer -run '^TestTwoLayer$$' -v $(TESTFLAGS) ./conformance
 
 .PHONY: full
 full: onnxruntime ## Judge all 24 layers at full width (13.8 GB in the cache)
