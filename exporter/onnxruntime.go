@@ -7,6 +7,9 @@ const microsoft = "com.microsoft"
 // right: GroupQueryAttention with sinks and window, and QMoE over the
 // checkpoint's MXFP4 bytes, which needs version 1.32. All else is portable, and
 // so are dense experts.
+//
+// In 16 bits the two compute in float32 inside and round their result alone, as
+// fused kernels do: fewer roundings than torch's, so within the same bounds.
 func ONNXRuntime() Stages {
 	stages := Portable()
 	stages.FusedAttention = GroupQueryAttention

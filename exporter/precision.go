@@ -7,7 +7,8 @@ type Precision string
 
 // The precisions. BFloat16 and Float16 compute in float32 and round to the short
 // format, through a pair of casts, wherever OpenAI's torch model rounds: runtimes
-// for CPUs have no arithmetic in them.
+// for CPUs have no arithmetic in them. Weights stay as they are stored; [Export]
+// refuses one that float16 cannot hold.
 const (
 	PrecisionFloat32  Precision = "float32"
 	PrecisionBFloat16 Precision = "bfloat16"

@@ -47,7 +47,8 @@ func exportCommand() *cobra.Command {
 The graph takes input_ids [sequence] and puts out logits [sequence, vocab], and
 on request every intermediate result under the registry's names. It is loaded
 again and judged against the reference before it gets its name; a graph that
-fails is not left behind.`,
+fails is not left behind. Neither Ctrl-C nor a full disk leaves anything, or
+damages an older graph.`,
 		Example: `  gptoss export --checkpoint fixtures/toy --output toy.onnx
   gptoss export --checkpoint DIR --output m.onnx --sequence-length 256 --experts dense
   gptoss export --checkpoint DIR --output m.onnx --emit-hidden-states --emit-block-debug`,
