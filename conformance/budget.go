@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/gptoss-conformance/gptoss/reference/kernel"
 	"github.com/gptoss-conformance/gptoss/reference/taps"
 )
 
@@ -114,15 +115,15 @@ func (allowed rowErrors) ratio(e rowErrors, row int) float64 {
 	return max(errorRatio(e.rms[row], 0, allowed.rms[row]), errorRatio(e.max[row], 0, allowed.max[row]))
 }
 
-// coarser widens a spread by storing the values with a unit roundoff of u.
-func (s spread) coarser(u float64, want []float64, rows int) spread {
+// coarser widens a spread by storing the values in a format.
+func (s spread) coarser(format kernel.Format, want []float64, rows int) spread {
 	sizes := rowErrorsOf(want, make([]float64, len(want)), rows)
 	for r := range rows {
-		s.rms[r] += u * sizes.rms[r]
-		s.max[r] += u * sizes.max[r]
+		s.rms[r] += storing(format, sizes.rms[r])
+		s.max[r] += storing(format, sizes.max[r])
 	}
 	for i := range s.quantiles {
-		s.quantiles[i] += u * maximum(sizes.rms)
+		s.quantiles[i] += storing(format, maximum(sizes.rms))
 	}
 	return s
 }

@@ -325,7 +325,11 @@ func (j *judging) fit(h hypothesis, names []string, spreads map[string]spread) f
 			_, unresolved := j.reach(name)
 			f.withinSpread(j.shape(name), got, want, s, len(unresolved) > 0)
 		} else {
-			f.against(j.shape(name), got, want, hypothetical(j.bound(e, name, want), len(j.tokens)))
+			bound := j.bound(e, name, want)
+			plain, _, _ := compare(j.shape(name), got, want, bound)
+			if f.against(j.shape(name), got, want, hypothetical(bound, len(j.tokens))); j.ratios[name] > 1 && plain > max(1, j.ratios[name]/2) {
+				f.Ratio = max(f.Ratio, plain) // hardly nearer than the right model
+			}
 		}
 		result.ratio = max(result.ratio, f.Ratio)
 		for i, g := range got {
@@ -342,8 +346,11 @@ func (j *judging) fit(h hypothesis, names []string, spreads map[string]spread) f
 // hypothetical widens a bound for a faulty model. The bounds are derived for the
 // right sequence of operations; a fault may add one more, or move the largest
 // intermediate result to another element. So no element is bounded more tightly
-// than its row (token) on average, and all get a factor of four. Faults move
-// their stage by far more than that, or they could not have failed it.
+// than its row (token) on average, and all get a factor of four. Most faults move
+// their stage by far more than that. Where one does not, the widened bound would
+// accept any other: so at a tap that failed a hypothesis must be within the plain
+// bound, too, or leave no more than half of the right model's error ÷ bound (see
+// fit).
 func hypothetical(bound []float64, rows int) []float64 {
 	width := len(bound) / rows
 	for r := range rows {
@@ -442,8 +449,8 @@ func (j *judging) diagnoseRuns(v *Verdict) (*Diagnosis, error) {
 		func() []hypothesis { return j.screenPairs(singles, out) },
 	} {
 		list := propose()
-		fits := j.fitRuns(list, out, len(j.tokens))
-		if d := bestOf(j.refit(list, fits, out), from); d != nil {
+		fits := j.refit(list, j.fitRuns(list, out, len(j.tokens)), out)
+		if d := bestOf(j.nearer(list, fits, out), from); d != nil {
 			return d, j.ctx.Err()
 		}
 	}
@@ -465,13 +472,14 @@ type outcome struct {
 	needs []string
 }
 
-// outcome picks the logits, or the first tap that diverged if there are none.
+// outcome picks the logits, or the first tap that diverged if there are none or
+// nothing is wrong with them.
 func (j *judging) outcome(v *Verdict) *outcome {
 	if j.greedy != nil {
 		return j.greedy
 	}
 	name := taps.Logits
-	if _, ok := j.subject.reals[name]; !ok {
+	if !slices.ContainsFunc(v.Findings, func(f Finding) bool { return f.Tap == taps.Logits && f.Verdict == Fail }) {
 		name = v.FirstDivergence
 	}
 	got, ok := j.subject.reals[name]
@@ -524,16 +532,66 @@ func (j *judging) refit(list []hypothesis, fits []fit, out *outcome) []fit {
 		own := *out
 		own.spread = spread{}
 		for seed := range j.options.Samples {
-			run := sample(j.ctx, j.model.Weights, j.tokens, j.subject, nil, seed, h.faults...)
-			e := &evaluation[float64]{reals: map[string][]float64{}}
-			for _, name := range out.needs {
-				e.reals[name] = run.real(name)
-			}
-			own.spread = own.including(rowErrorsOf(out.of(e), want, len(want)/out.width))
+			run := out.sampled(sample(j.ctx, j.model.Weights, j.tokens, j.subject, nil, seed, h.faults...))
+			own.spread = own.including(rowErrorsOf(run, want, len(want)/out.width))
 		}
+		own.spread = j.asStored(out.name, own.spread, want)
 		fits[i] = j.fitRuns(list[i:i+1], &own, len(j.tokens))[0]
 	}
 	return fits
+}
+
+// sampled is the outcome of a perturbed run.
+func (out *outcome) sampled(run source) []float64 {
+	e := &evaluation[float64]{reals: map[string][]float64{}}
+	for _, name := range out.needs {
+		e.reals[name] = run.real(name)
+	}
+	return out.of(e)
+}
+
+// nearer keeps the fits that explain the subject better than rounding does: those
+// at less than half the right model's distance, and those whose difference the
+// subject shows by more than chance (see weighHypotheses). A fault that changes
+// less than rounding fits any run of the right model.
+func (j *judging) nearer(list []hypothesis, fits []fit, out *outcome) []fit {
+	rows := len(out.got) / out.width
+	truth := out.of(j.runOf(hypothesis{model: j.model}, len(j.tokens)))
+	distance := median(rowErrorsOf(out.got, truth, rows).rms)
+	var samples [][]float64
+	kept := make([]fit, 0, len(fits))
+	for i, f := range fits {
+		if !f.explains() {
+			continue
+		}
+		if f.rms > distance/2 {
+			if samples == nil {
+				for seed := range j.options.Samples {
+					samples = append(samples, j.storedAs(out.name, out.sampled(sample(j.ctx, j.model.Weights, j.tokens, j.subject, nil, seed))))
+				}
+			}
+			other := out.of(j.runOf(list[i], len(j.tokens)))
+			share, noise := shareOf(out.got, truth, other, samples, rows)
+			if !(share > 0.5) || noise > noiseAllowed {
+				continue
+			}
+		}
+		kept = append(kept, f)
+	}
+	return kept
+}
+
+// storedAs rounds values as the subject's storage of a tap did.
+func (j *judging) storedAs(name string, values []float64) []float64 {
+	format, ok := j.subject.coarse[name]
+	if !ok {
+		return values
+	}
+	stored := make([]float64, len(values))
+	for i, v := range values {
+		stored[i] = format.Nearest(v)
+	}
+	return stored
 }
 
 // runOf evaluates a hypothesis from the first tokens: with the subject's own
@@ -654,15 +712,16 @@ func (j *judging) weighHypotheses(v *Verdict) error {
 	list := j.hypotheses(true)
 	shares := make([]float64, len(list))
 	noise := make([]float64, len(list))
+	samples := make([][]float64, len(j.sampleLogits))
+	for i, s := range j.sampleLogits {
+		samples[i] = j.storedAs(taps.Logits, s)
+	}
 	parallel(len(list), func(i int) {
 		if j.ctx.Err() != nil {
 			return
 		}
 		other := j.runOf(list[i], rows).real(taps.Logits)
-		shares[i] = projection(logits, truth, other, rows)
-		for _, s := range j.sampleLogits {
-			noise[i] = max(noise[i], math.Abs(projection(s, truth, other, rows)))
-		}
+		shares[i], noise[i] = shareOf(logits, truth, other, samples, rows)
 	})
 	hidden := 0
 	for i, h := range list {
@@ -696,6 +755,15 @@ func (j *judging) logitsAlone() bool {
 // chance for the fault to be distinguishable. The verdict falls at a half, so
 // this leaves a factor of two on either side.
 const noiseAllowed = 0.25
+
+// shareOf is the share of a fault's difference that a subject shows, and the
+// largest that perturbed runs of the right model show by chance.
+func shareOf(got, truth, other []float64, samples [][]float64, rows int) (share, noise float64) {
+	for _, s := range samples {
+		noise = max(noise, math.Abs(projection(s, truth, other, rows)))
+	}
+	return projection(got, truth, other, rows), noise
+}
 
 // projection is the share of a fault's difference that a subject shows: the
 // weighted median over rows of <got − truth, other − truth> ÷ |other − truth|².

@@ -111,6 +111,7 @@ type judging struct {
 	own     *evaluation[float64] // starts from the subject's own taps
 	truth   *evaluation[float64] // starts from the tokens, with the subject's routing where it is whole
 	free    *evaluation[float64] // starts from the tokens, with its own routing
+	ratios  map[string]float64   // of the taps that were judged by a derived bound
 	// What freeRunning found out, for the hypotheses that come after it.
 	sampleLogits [][]float64       // of the perturbed runs
 	spreads      map[string]spread // of free-running taps
@@ -135,6 +136,7 @@ func newJudging(ctx context.Context, m *checkpoint.Model, tokens []int32, subjec
 // stages judges every tap from the subject's own taps before it.
 func (j *judging) stages(v *Verdict) error {
 	spans := map[string][]float64{}
+	j.ratios = map[string]float64{}
 	for _, name := range j.subject.names {
 		if err := j.ctx.Err(); err != nil {
 			return err
@@ -144,7 +146,9 @@ func (j *judging) stages(v *Verdict) error {
 		}
 		switch {
 		case j.direct(name):
-			v.Findings = append(v.Findings, j.isolated(&j.model, name))
+			f := j.isolated(&j.model, name)
+			j.ratios[name] = f.Ratio
+			v.Findings = append(v.Findings, f)
 		case j.fromSubject(name):
 			spans[name] = j.own.compute(name)
 		}
@@ -161,7 +165,10 @@ func (j *judging) direct(name string) bool {
 	for _, read := range readsOf(j.model.Weights.Config, name) {
 		_, isReal := j.subject.reals[read]
 		_, isInteger := j.subject.integers[read]
-		if !isReal && !isInteger || j.subject.coarse[read] > 0 {
+		if !isReal && !isInteger {
+			return false
+		}
+		if _, isCoarse := j.subject.coarse[read]; isCoarse {
 			return false
 		}
 	}
@@ -227,9 +234,9 @@ func (j *judging) bound(own *evaluation[float64], name string, want []float64) [
 	layer, tap := taps.Split(name)
 	b := bounding{roundoff: j.subject.roundoff, truth: own, layer: layer, name: tap}
 	bound := checks[tap].bound(b, want)
-	if u := j.subject.coarse[name]; u > 0 {
+	if format, ok := j.subject.coarse[name]; ok {
 		for i, w := range want {
-			bound[i] += u * (math.Abs(w) + bound[i])
+			bound[i] += storing(format, math.Abs(w)+bound[i])
 		}
 	}
 	return bound
@@ -328,7 +335,7 @@ func (j *judging) judgeSpans(v *Verdict, want map[string][]float64) error {
 	if len(want) == 0 {
 		return nil
 	}
-	spreads, err := spreadsOf(j.ctx, j.model.Weights, j.tokens, j.subject, j.subject, j.options.Samples, want, nil)
+	spreads, err := j.spreadsFromSubject(want)
 	if err != nil {
 		return err
 	}
@@ -347,12 +354,29 @@ func (j *judging) judgeSpans(v *Verdict, want map[string][]float64) error {
 	return nil
 }
 
+// spreadsFromSubject measures perturbed runs from the subject's own taps.
+func (j *judging) spreadsFromSubject(want map[string][]float64) (map[string]spread, error) {
+	spreads, err := spreadsOf(j.ctx, j.model.Weights, j.tokens, j.subject, j.subject, j.options.Samples, want, nil)
+	for name, s := range spreads {
+		spreads[name] = j.asStored(name, s, want[name])
+	}
+	return spreads, err
+}
+
+// asStored widens a tap's spread by what its storage adds.
+func (j *judging) asStored(name string, s spread, want []float64) spread {
+	if format, ok := j.subject.coarse[name]; ok {
+		return s.coarser(format, want, len(j.tokens))
+	}
+	return s
+}
+
 // freeRunning judges the whole model from the tokens. If the subject tapped all
 // its experts, they are forced into the truth and the perturbed runs too, so
 // that a choice that rounding decides does not cover everything after it.
 func (j *judging) freeRunning(v *Verdict) error {
 	c := j.model.Weights.Config
-	replayed := &observed{coarse: map[string]float64{}, integers: map[string][]int32{}}
+	replayed := &observed{integers: map[string][]int32{}}
 	routing, complete := j.subject.routing(c)
 	want := map[string][]float64{}
 	for layer := range c.Layers {
@@ -387,9 +411,7 @@ func (j *judging) freeRunning(v *Verdict) error {
 		if budget, ok := j.options.Budget[name]; ok {
 			f.withinBudget(j.shape(name), got, j.free.real(name), budget)
 		} else {
-			if u := j.subject.coarse[name]; u > 0 {
-				spreads[name] = spreads[name].coarser(u, want[name], len(j.tokens))
-			}
+			spreads[name] = j.asStored(name, spreads[name], want[name])
 			f.withinSpread(j.shape(name), got, want[name], spreads[name], j.loose)
 		}
 		v.Findings = append(v.Findings, f)

@@ -70,17 +70,80 @@ func TestAnySubsetOfTapsPasses(t *testing.T) {
 // TestCoarserStorage: float32 results stored as bfloat16 are judged as that.
 func TestCoarserStorage(t *testing.T) {
 	p := provingGround(t)[0]
-	v, err := judged(t, p, reference.Float32, conformance.JudgeOptions{Catalogue: []faults.Fault{}}, func(results map[string]tensor.Tensor) {
+	v, err := judged(t, p, reference.Float32, conformance.JudgeOptions{Catalogue: []faults.Fault{}}, stored(t, tensor.FromBFloat16s))
+	require.NoError(t, err)
+	assert.Equal(t, conformance.Pass, v.Word, "%s", v.Reason)
+}
+
+// stored changes the storage of every tap of reals.
+func stored(t *testing.T, as func(shape []int, values []float32) tensor.Tensor) func(map[string]tensor.Tensor) {
+	return func(results map[string]tensor.Tensor) {
 		for name, r := range results {
 			if !taps.Integer(name) {
 				values, err := r.Float32s()
 				require.NoError(t, err)
-				results[name] = tensor.FromBFloat16s(r.Shape, values)
+				results[name] = as(r.Shape, values)
 			}
+		}
+	}
+}
+
+// TestCoarserLogitsAccuseNobody: storing logits in a short format moves them by
+// more than some faults do. Chance has to be measured on what was stored as well.
+func TestCoarserLogitsAccuseNobody(t *testing.T) {
+	for _, p := range provingGround(t)[:2] {
+		for name, as := range map[string]func([]int, []float32) tensor.Tensor{"F16": tensor.FromFloat16s, "BF16": tensor.FromBFloat16s} {
+			t.Run(p.fixture+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				v, err := judged(t, p, reference.Float32, conformance.JudgeOptions{}, func(results map[string]tensor.Tensor) {
+					only(taps.Logits)(results)
+					stored(t, as)(results)
+				})
+				require.NoError(t, err)
+				assert.NotEqual(t, conformance.Fail, v.Word, "%s", v.Reason)
+			})
+		}
+	}
+}
+
+// TestFloat16CannotHoldWhatIsSmall: a subject in bfloat16 whose taps were stored
+// as float16 has lost its smallest values to float16's range, and is right.
+func TestFloat16CannotHoldWhatIsSmall(t *testing.T) {
+	p := provingGround(t)[1] // edge: embeddings down to 2^-10, scales down to 1/8
+	for _, precision := range []reference.Precision{reference.Float32, reference.BFloat16} {
+		v, err := judged(t, p, precision, conformance.JudgeOptions{Catalogue: []faults.Fault{}}, stored(t, tensor.FromFloat16s))
+		require.NoError(t, err)
+		assert.NotEqual(t, conformance.Fail, v.Word, "%s: %s", precision, v.Reason)
+	}
+}
+
+// TestBatchOfOne: many implementations put a batch dimension before everything.
+func TestBatchOfOne(t *testing.T) {
+	p := provingGround(t)[0]
+	v, err := judged(t, p, reference.Float32, conformance.JudgeOptions{Catalogue: []faults.Fault{}}, func(results map[string]tensor.Tensor) {
+		for name, r := range results {
+			r.Shape = append([]int{1}, r.Shape...)
+			results[name] = r
 		}
 	})
 	require.NoError(t, err)
 	assert.Equal(t, conformance.Pass, v.Word, "%s", v.Reason)
+}
+
+// TestAnUnknownMistakeIsNotNamed: bounds that are widened for hypotheses must not
+// make any fault of the catalogue explain a mild mistake that is not in it.
+func TestAnUnknownMistakeIsNotNamed(t *testing.T) {
+	p := provingGround(t)[0]
+	m := reference.New(p.weights, reference.Short(reference.BFloat16.Format()))
+	softmax := m.Stages.Softmax
+	m.Stages.Softmax = func(l reference.Layer[float64], scores []float64, sink float64) { softmax(l, scores, sink+0.1) }
+	v, err := conformance.Judge(t.Context(), p.weights, p.tokens,
+		conformance.Subject{Precision: reference.BFloat16, Taps: tapsOf(t, m, p.tokens)}, conformance.JudgeOptions{Samples: 3})
+	require.NoError(t, err)
+	require.Equal(t, conformance.Fail, v.Word)
+	assert.Equal(t, "block_0.attn_core", v.FirstDivergence)
+	assert.Less(t, v.Stages[conformance.StageAttention], 4.0, "no mild mistake: choose another")
+	assert.Equal(t, "none", v.Diagnosis.ID(), "%s", v.Diagnosis)
 }
 
 // TestMalformedSubjectsFail: what is not a number, or not of its shape, fails
@@ -112,8 +175,12 @@ func TestMalformedSubjectsFail(t *testing.T) {
 	}{
 		"NaN":         {put(float32(math.NaN())), tap, "NaN at [0 77]"},
 		"infinite":    {put(float32(math.Inf(-1))), tap, "-Inf at [0 77]"},
-		"transposed":  {reshape(width, len(p.tokens)), tap, "shape is"},
+		"transposed":  {reshape(width, len(p.tokens)), tap, "it is transposed"},
 		"wrong shape": {reshape(len(p.tokens)*width/2, 2), tap, "shape is"},
+		"last row":    {reshape(1, width), tap, "a row for every token is needed"},
+		"padded":      {reshape(len(p.tokens), width+8), tap, "cut the padding off"},
+		"flat":        {reshape(len(p.tokens) * width), tap, "shape is"},
+		"batch of 2":  {reshape(2, len(p.tokens), width), tap, "shape is"},
 		"short data":  {func(r map[string]tensor.Tensor) { x := r[tap]; x.Data = x.Data[:100]; r[tap] = x }, tap, "bytes do not fit"},
 		"integers": {func(r map[string]tensor.Tensor) {
 			r[tap] = tensor.FromInt32s(r[tap].Shape, make([]int32, r[tap].Elements()))

@@ -142,11 +142,11 @@ func jittered[F reference.Float](e *evaluation[F], from *observed, seed int) *ev
 		return e
 	}
 	known(e, from)
-	for name, u := range from.coarse {
+	for name, format := range from.coarse {
 		values := slices.Clone(e.reals[name])
 		e.reals[name] = values
 		for i, v := range values {
-			values[i] = v + v*F(u*(2*chance(float64(v)+float64(i), seed)-1))
+			values[i] = v + F(storing(format, float64(v))*(2*chance(float64(v)+float64(i), seed)-1))
 		}
 	}
 	return e

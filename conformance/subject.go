@@ -10,6 +10,7 @@ import (
 
 	"github.com/gptoss-conformance/gptoss/reference"
 	"github.com/gptoss-conformance/gptoss/reference/config"
+	"github.com/gptoss-conformance/gptoss/reference/kernel"
 	"github.com/gptoss-conformance/gptoss/reference/taps"
 	"github.com/gptoss-conformance/gptoss/reference/tensor"
 )
@@ -28,10 +29,10 @@ type observed struct {
 	names     []string // known taps, in execution order
 	reals     map[string][]float64
 	integers  map[string][]int32
-	// coarse holds the unit roundoff of the storage of taps that were stored in
-	// a shorter format than they were computed in. Such a tap is not what the
-	// next stage read, only near it.
-	coarse  map[string]float64
+	// coarse holds the storage format of taps that were stored in a shorter
+	// format than they were computed in. Such a tap is not what the next stage
+	// read, only near it.
+	coarse  map[string]kernel.Format
 	ignored []string // names that are no taps
 }
 
@@ -45,7 +46,7 @@ func observe(c config.Config, tokens []int32, s Subject) (*observed, []Finding, 
 		roundoff:  roundoffOf(format),
 		reals:     map[string][]float64{},
 		integers:  map[string][]int32{},
-		coarse:    map[string]float64{},
+		coarse:    map[string]kernel.Format{},
 	}
 	var malformed []Finding
 	for _, name := range taps.All(c) {
@@ -88,8 +89,11 @@ func (o *observed) read(c config.Config, name string, t tensor.Tensor, tokens in
 	if err != nil {
 		return err.Error()
 	}
+	if len(t.Shape) == len(want)+1 && t.Shape[0] == 1 {
+		t.Shape = t.Shape[1:] // a batch of one prompt
+	}
 	if !slices.Equal(t.Shape, want) {
-		return fmt.Sprintf("shape is %v, want %v", t.Shape, want)
+		return fmt.Sprintf("shape is %v, want %v%s", t.Shape, want, shapeHint(t.Shape, want))
 	}
 	if len(t.Data) != t.Elements()*t.DType.Size() {
 		return fmt.Sprintf("%d bytes do not fit shape %v of %s", len(t.Data), t.Shape, t.DType)
@@ -107,10 +111,40 @@ func (o *observed) read(c config.Config, name string, t tensor.Tensor, tokens in
 		}
 	}
 	o.reals[name] = values
-	if u := storageRoundoff(t.DType); u > o.roundoff.store {
-		o.coarse[name] = u
+	if format := storageFormat(t.DType); o.loses(format, values) {
+		o.coarse[name] = format
 	}
 	return ""
+}
+
+// shapeHint guesses how a tap came by a wrong shape.
+func shapeHint(got, want []int) string {
+	if len(want) < 2 || len(got) < len(want)-1 {
+		return ""
+	}
+	reversed := slices.Clone(got)
+	slices.Reverse(reversed)
+	switch {
+	case want[0] > 1 && (slices.Equal(got, want[1:]) || got[0] == 1 && slices.Equal(got[len(got)-len(want)+1:], want[1:])):
+		return ": a row for every token is needed, not the last token's alone"
+	case slices.Equal(reversed, want):
+		return ": it is transposed"
+	case len(got) == len(want) && slices.Equal(got[:len(got)-1], want[:len(want)-1]) && got[len(got)-1] > want[len(want)-1]:
+		return ": cut the padding off"
+	}
+	return ""
+}
+
+// loses reports whether storing values in a format changed values of the
+// subject's arithmetic: it has fewer digits, or its normal range ends above some.
+func (o *observed) loses(format kernel.Format, values []float64) bool {
+	own := o.precision.Format()
+	if format.Digits < own.Digits {
+		return true
+	}
+	smallest := math.Ldexp(1, format.MinExponent)
+	return format.MinExponent > own.MinExponent &&
+		slices.ContainsFunc(values, func(v float64) bool { return math.Abs(v) < smallest })
 }
 
 func (o *observed) readIndices(c config.Config, name string, t tensor.Tensor) string {
@@ -131,18 +165,23 @@ func (o *observed) readIndices(c config.Config, name string, t tensor.Tensor) st
 	return ""
 }
 
-// storageRoundoff is the unit roundoff of a float storage type.
-func storageRoundoff(d tensor.DType) float64 {
+// storageFormat is the format of a float storage type.
+func storageFormat(d tensor.DType) kernel.Format {
 	switch d {
 	case tensor.F64:
-		return reference.Float64.Format().UnitRoundoff()
+		return reference.Float64.Format()
 	case tensor.F32:
-		return reference.Float32.Format().UnitRoundoff()
+		return reference.Float32.Format()
 	case tensor.F16:
-		return reference.Float16.Format().UnitRoundoff()
+		return reference.Float16.Format()
 	default:
-		return reference.BFloat16.Format().UnitRoundoff()
+		return reference.BFloat16.Format()
 	}
+}
+
+// storing is how far storing a value in a format may move it.
+func storing(format kernel.Format, value float64) float64 {
+	return format.UnitRoundoff()*math.Abs(value) + format.Tiny()
 }
 
 // routing returns the subject's experts layer by layer, nil where they are not
