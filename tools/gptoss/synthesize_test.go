@@ -26,21 +26,25 @@ func runSynthesize(ctx context.Context, arguments ...string) (status int, stdout
 func TestSynthesizeIsDeterministic(t *testing.T) {
 	dir := t.TempDir()
 	shape := filepath.Join(fixtures.Dir("toy"), fixtures.ConfigFile)
-	status, out, stderr := runSynthesize(t.Context(), "--config", shape, "--output", filepath.Join(dir, "a"))
-	require.Zero(t, status, stderr)
-	assert.Contains(t, out, "sha256:")
-	made, err := os.ReadFile(filepath.Join(dir, "a", fixtures.WeightsFile))
-	require.NoError(t, err)
-	committed, err := os.ReadFile(filepath.Join(fixtures.Dir("toy"), fixtures.WeightsFile))
-	require.NoError(t, err)
-	assert.True(t, bytes.Equal(committed, made), "seed 1 makes the committed toy")
+	synthesized := func(name string) (digest string, weights []byte) {
+		status, out, stderr := runSynthesize(t.Context(), "--config", shape, "--output", filepath.Join(dir, name))
+		require.Zero(t, status, stderr)
+		weights, err := os.ReadFile(filepath.Join(dir, name, fixtures.WeightsFile))
+		require.NoError(t, err)
+		return strings.TrimPrefix(out, filepath.Join(dir, name)), weights
+	}
+	digest, made := synthesized("a")
+	assert.Contains(t, digest, "sha256:")
+	again, same := synthesized("again")
+	assert.Equal(t, digest, again)
+	assert.True(t, bytes.Equal(made, same), "the same bytes every time")
 
-	status, _, stderr = runSynthesize(t.Context(), "--config", shape, "--layers", "2", "--output", filepath.Join(dir, "b"))
+	status, _, stderr := runSynthesize(t.Context(), "--config", shape, "--layers", "2", "--output", filepath.Join(dir, "b"))
 	require.Zero(t, status, stderr)
 	status, _, stderr = runSynthesize(t.Context(), "--config", shape, "--output", filepath.Join(dir, "b"))
 	assert.Equal(t, exitInput, status, "it would replace a checkpoint")
 	assert.Contains(t, stderr, "--force")
-	status, out, stderr = runSynthesize(t.Context(), "--config", shape, "--if-missing", "--output", filepath.Join(dir, "b"))
+	status, out, stderr := runSynthesize(t.Context(), "--config", shape, "--if-missing", "--output", filepath.Join(dir, "b"))
 	require.Zero(t, status, stderr)
 	assert.Equal(t, filepath.Join(dir, "b")+"\n", out)
 }
