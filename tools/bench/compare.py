@@ -21,6 +21,7 @@ With more than two layers only the first three run: the others do not fit.
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -170,6 +171,7 @@ class Bench:
         self.works = {}  # engine -> work -> seconds
         self.resident, self.anonymous = {}, {}  # engine -> bytes
         self.missing = {}  # engine -> why
+        self.notes = []
 
     def python(self, worker, checkpoint, *more):
         command = [sys.executable, __file__, "--worker", worker, "--checkpoint", checkpoint, "--threads", self.o.threads,
@@ -201,9 +203,16 @@ class Bench:
         gguf = directory / "m.gguf"
         measure.Run([sys.executable, measure.ROOT / "tools/bench/gguf_checkpoint.py", self.o.checkpoint, gguf])
         common = [self.o.llama_bench, "-m", gguf, "-t", self.o.threads, "-r", self.o.repeats, "-o", "jsonl"]
+        prompts = [*common, "-p", ",".join(map(str, self.o.prefill)), "-n", "0"]
         # It puts out the logits of a prompt's last token alone, and runs the last
         # layer's experts for that token alone.
-        run = measure.Run([*common, "-p", ",".join(map(str, self.o.prefill)), "-n", "0"])
+        try:
+            run = measure.Run(prompts)
+        except measure.Killed:
+            # It copies the experts into an order of its own, which makes it faster.
+            self.notes.append("llama.cpp ran with --repack 0: with its copy of the experts it did not fit in memory.")
+            common += ["--repack", "0"]
+            run = measure.Run([*prompts, "--repack", "0"])
         yield run, [{"work": f"prefill {row['n_prompt']}, last logits", "seconds": min(row["samples_ns"]) / 1e9} for row in run.lines()]
         run = measure.Run([*common, "-p", "0", "-n", DECODED, "-d", PROMPT])
         yield run, [{"work": "decode one token", "seconds": min(row["samples_ns"]) / 1e9 / DECODED} for row in run.lines()]
@@ -285,7 +294,7 @@ class Bench:
 
     def table(self):
         engines = [name for name in self.o.engines if name in self.works]
-        works = list(dict.fromkeys(work for name in engines for work in self.works[name]))
+        works = sorted({work for name in engines for work in self.works[name]}, key=order)
         ours = self.works.get("gptoss", {})
         head, rows = ["work, seconds"], []
         for name in engines:
@@ -311,8 +320,15 @@ class Bench:
             f"A token needs {self.token_bytes() / 1e9:.2f} GB.",
             "", measure.table(head, rows),
         ]
-        notes = [self.machine.disturbed()] + [f"{name} is not in the table: {why}" for name, why in self.missing.items()]
+        notes = [self.machine.disturbed(), *self.notes] + [f"{name} is not in the table, or not whole: {why}" for name, why in self.missing.items()]
         return "\n\n".join(["\n".join(lines), *filter(None, notes)])
+
+
+def order(work):
+    """Opening, decoding, prefill by length, the truth."""
+    if found := re.match(r"prefill (\d+), (all|last)", work):
+        return 2, int(found[1]), found[2]
+    return {"o": 0, "d": 1}.get(work[0], 3), 0, work
 
 
 def ratio(value):
@@ -367,6 +383,7 @@ def main():
     o = parser.parse_args()
     if o.worker:
         return worker(o)
+    measure.end_cleanly()
     o.checkpoint = o.checkpoint or measure.checkpoint(o.layers)
     layers = config_of(o.checkpoint)["num_hidden_layers"]
     if not o.engines:

@@ -217,6 +217,7 @@ def main():
         for work, seconds in WORKERS[o.worker](o):
             print(json.dumps({"work": work, "seconds": seconds}), flush=True)
         return
+    measure.end_cleanly()
     machine = measure.Machine(o.threads)
     rows, notes = [], []
     for layers in o.layers:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,10 @@ GIB = 1 << 30
 
 class Failed(RuntimeError):
     """A program that did not do its work; the last thing it said."""
+
+
+class Killed(Failed):
+    """A program that the system killed, which it does when memory runs out."""
 
 
 class Run:
@@ -35,9 +40,15 @@ class Run:
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         watch = threading.Thread(target=self._watch, args=(process.pid,))
         watch.start()
-        self.output, errors = process.communicate()
+        try:
+            self.output, errors = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
         self.seconds = time.perf_counter() - start
         watch.join()
+        if process.returncode == -signal.SIGKILL:
+            raise Killed(f"{Path(command[0]).name} was killed: was there enough memory?")
         if process.returncode:
             said = errors.strip().splitlines() or ["it said nothing"]
             raise Failed(f"exit status {process.returncode}: {said[-1][:300]}")
@@ -64,6 +75,11 @@ class Run:
         if not lines:
             raise Failed("it printed nothing")
         return lines
+
+
+def end_cleanly():
+    """A request to stop raises, so that temporary files go and no program stays."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def build(package):
