@@ -176,26 +176,46 @@ def exported_row(o, title, seconds, run, checkpoint, graph):
 
 
 def exporters(o):
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="export-", dir=measure.SCRATCH) as directory:
+    """Rows of ours and of theirs, and what could not be measured."""
+    rows, missing = [], []
+
+    def row(title, work):
+        try:
+            with tempfile.TemporaryDirectory(prefix="export-", dir=measure.SCRATCH) as directory:
+                rows.append(exported_row(o, title, *work(Path(directory) / "m.onnx")))
+        except (measure.Failed, OSError) as error:
+            missing.append(f"{title} is not in the table: {error}")
+
+    def ours(checkpoint, operators):
+        def work(graph):
+            run = export(checkpoint, operators, graph)
+            return run.seconds, run, checkpoint, graph
+
+        return work
+
+    def jax2onnx(model):
+        def work(graph):
+            run = worker(o, "jax2onnx", "--checkpoint", toy128, "--graph", graph, "--model", model)
+            return run.lines()[0]["seconds"], run, toy128, graph
+
+        return work
+
+    def genai(_):
+        graph = measure.SCRATCH / "genai-2" / "model.onnx"
+        run, seconds = compare.build_genai(measure.checkpoint(2), graph.parent)
+        return seconds, run, measure.checkpoint(2), graph
+
+    toy128 = measure.ROOT / "fixtures/toy128"
+    if o.jax2onnx:
         for operators in OPERATORS:
-            graph = Path(directory) / f"{operators}.onnx"
-            for name, checkpoint, asked in (("toy128", measure.ROOT / "fixtures/toy128", o.jax2onnx), ("2 layers", None, o.genai)):
-                if asked:
-                    checkpoint = checkpoint or measure.checkpoint(2)
-                    run = export(checkpoint, operators, graph)
-                    rows.append(exported_row(o, f"{name}, gptoss, {operators}", run.seconds, run, checkpoint, graph))
-                    for file in (graph, graph.with_name(graph.name + ".data")):
-                        file.unlink()
-        for model in ("flax", "equinox") if o.jax2onnx else ():
-            graph, checkpoint = Path(directory) / f"{model}.onnx", measure.ROOT / "fixtures/toy128"
-            run = worker(o, "jax2onnx", "--checkpoint", checkpoint, "--graph", graph, "--model", model)
-            rows.append(exported_row(o, f"toy128, jax2onnx ({model})", run.lines()[0]["seconds"], run, checkpoint, graph))
+            row(f"toy128, gptoss, {operators}", ours(toy128, operators))
+        for model in ("flax", "equinox"):
+            row(f"toy128, jax2onnx ({model})", jax2onnx(model))
     if o.genai:
-        checkpoint, graph = measure.checkpoint(2), measure.SCRATCH / "genai-2" / "model.onnx"
-        run, seconds = compare.build_genai(checkpoint, graph.parent)
-        rows.append(exported_row(o, "2 layers, onnxruntime-genai, float32", seconds, run, checkpoint, graph))
-    return sorted(rows, key=lambda row: row[0].split(",")[0], reverse=True)
+        for operators in OPERATORS:
+            row(f"2 layers, gptoss, {operators}", ours(measure.checkpoint(2), operators))
+        row("2 layers, onnxruntime-genai, float32", genai)
+    return rows, missing
 
 
 WORKERS = {"operators": run_operators, "errors": run_errors, "jax2onnx": run_jax2onnx}
@@ -231,10 +251,12 @@ def main():
         measure.table(["operators", "load", *(f"{n} tokens" if n > 1 else "1 token" for n in LENGTHS), "peak memory, GiB", "of it anonymous"], operator_sets(o)),
     ]
     if o.jax2onnx or o.genai:
+        theirs, missing = exporters(o)
         parts += [
             "Other exporters beside ours. The error is the largest of any logit against torch in float64, "
             "at positions within the window and beyond it:",
-            measure.table(["checkpoint, exporter", "seconds", "peak memory, GiB", "of it anonymous", "files", "error within", "error beyond"], exporters(o)),
+            measure.table(["checkpoint, exporter", "seconds", "peak memory, GiB", "of it anonymous", "files", "error within", "error beyond"], theirs),
+            *missing,
         ]
     machine.measure()
     parts += filter(None, [machine.disturbed()])

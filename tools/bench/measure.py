@@ -71,7 +71,10 @@ class Run:
 
     def lines(self):
         """What it printed as lines of JSON."""
-        lines = [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
+        try:
+            lines = [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
+        except json.JSONDecodeError as error:
+            raise Failed(f"what it printed is no JSON: {error}") from error
         if not lines:
             raise Failed("it printed nothing")
         return lines
