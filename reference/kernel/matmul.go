@@ -61,8 +61,8 @@ func MatMul[F Float](x []F, w Rows, dot Dot[F]) []F {
 	return p.Y
 }
 
-// MatMuls computes several products at once, on all cores. Every weight is
-// decoded once for all tokens.
+// MatMuls computes several products at once, on all cores. Every weight is read
+// from memory once for all tokens.
 //
 // With dot nil the vector kernels sum, if the processor has any and the columns
 // are whole groups of 32; else [Lanes]. In float64 the results are those of
