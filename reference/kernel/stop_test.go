@@ -39,7 +39,7 @@ func TestStop(t *testing.T) {
 				}
 			}
 			assert.Positive(t, done)
-			assert.LessOrEqual(t, done, 3*taskRows)
+			assert.LessOrEqual(t, done, 3*longestTask)
 			for _, y := range complete.Y {
 				assert.InDelta(t, 64, y, 0)
 			}

@@ -5,52 +5,52 @@
 package kernel
 
 // streamMXFP4AVX512x1 multiplies 4 rows of packed weights with 1 tokens.
-func streamMXFP4AVX512x1(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamMXFP4AVX512x1(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamBF16AVX512x1 multiplies 4 rows of packed weights with 1 tokens.
-func streamBF16AVX512x1(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamBF16AVX512x1(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamMXFP4AVX512x2 multiplies 4 rows of packed weights with 2 tokens.
-func streamMXFP4AVX512x2(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamMXFP4AVX512x2(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamBF16AVX512x2 multiplies 4 rows of packed weights with 2 tokens.
-func streamBF16AVX512x2(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamBF16AVX512x2(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamMXFP4AVX512x3 multiplies 4 rows of packed weights with 3 tokens.
-func streamMXFP4AVX512x3(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamMXFP4AVX512x3(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamBF16AVX512x3 multiplies 4 rows of packed weights with 3 tokens.
-func streamBF16AVX512x3(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamBF16AVX512x3(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamMXFP4AVX512x4 multiplies 4 rows of packed weights with 4 tokens.
-func streamMXFP4AVX512x4(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamMXFP4AVX512x4(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamBF16AVX512x4 multiplies 4 rows of packed weights with 4 tokens.
-func streamBF16AVX512x4(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamBF16AVX512x4(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamMXFP4AVX512x5 multiplies 3 rows of packed weights with 5 tokens.
-func streamMXFP4AVX512x5(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamMXFP4AVX512x5(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamBF16AVX512x5 multiplies 3 rows of packed weights with 5 tokens.
-func streamBF16AVX512x5(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamBF16AVX512x5(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamMXFP4AVX512x6 multiplies 3 rows of packed weights with 6 tokens.
-func streamMXFP4AVX512x6(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamMXFP4AVX512x6(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamBF16AVX512x6 multiplies 3 rows of packed weights with 6 tokens.
-func streamBF16AVX512x6(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamBF16AVX512x6(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamMXFP4AVX512x7 multiplies 3 rows of packed weights with 7 tokens.
-func streamMXFP4AVX512x7(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamMXFP4AVX512x7(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamBF16AVX512x7 multiplies 3 rows of packed weights with 7 tokens.
-func streamBF16AVX512x7(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamBF16AVX512x7(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamMXFP4AVX512x8 multiplies 3 rows of packed weights with 8 tokens.
-func streamMXFP4AVX512x8(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamMXFP4AVX512x8(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamBF16AVX512x8 multiplies 3 rows of packed weights with 8 tokens.
-func streamBF16AVX512x8(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamBF16AVX512x8(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // block32AVX512x1 multiplies 6 rows of a tile with 1 tokens.
 func block32AVX512x1(groups int, x *float32, xStride int, w *float32, wStride int, acc *float32)
@@ -77,16 +77,16 @@ func block32AVX512x4(groups int, x *float32, xStride int, w *float32, wStride in
 func block64AVX512x4(groups int, x *float64, xStride int, w *float64, wStride int, acc *float64)
 
 // streamMXFP4AVX2x1 multiplies 4 rows of packed weights with 1 tokens.
-func streamMXFP4AVX2x1(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamMXFP4AVX2x1(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamBF16AVX2x1 multiplies 4 rows of packed weights with 1 tokens.
-func streamBF16AVX2x1(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamBF16AVX2x1(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamMXFP4AVX2x2 multiplies 2 rows of packed weights with 2 tokens.
-func streamMXFP4AVX2x2(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamMXFP4AVX2x2(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // streamBF16AVX2x2 multiplies 2 rows of packed weights with 2 tokens.
-func streamBF16AVX2x2(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+func streamBF16AVX2x2(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 
 // block32AVX2x1 multiplies 3 rows of a tile with 1 tokens.
 func block32AVX2x1(groups int, x *float32, xStride int, w *float32, wStride int, acc *float32)
@@ -159,3 +159,6 @@ func decode64MXFP4AVX512(groups int, w *byte, scales *byte, dst *float64)
 
 // decode64BF16AVX512 decodes groups of 32 weights to float64.
 func decode64BF16AVX512(groups int, w *byte, scales *byte, dst *float64)
+
+// pause passes some tens of cycles.
+func pause()

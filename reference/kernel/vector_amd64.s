@@ -371,19 +371,18 @@ DATA interleaveHigh<>+56(SB)/4, $0x0000000f
 DATA interleaveHigh<>+60(SB)/4, $0x0000001f
 GLOBL interleaveHigh<>(SB), RODATA|NOPTR, $64
 
-// func streamMXFP4AVX512x1(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamMXFP4AVX512x1(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamMXFP4AVX512x1(SB), NOSPLIT, $0-56
+TEXT ·streamMXFP4AVX512x1(SB), NOSPLIT, $0-80
 	MOVQ   groups+0(FP), AX
-	MOVQ   AX, CX
-	IMUL3Q $0x00000010, CX, CX
-	MOVQ   x+8(FP), DX
-	MOVQ   xStride+16(FP), BX
-	MOVQ   w+24(FP), BX
-	LEAQ   (CX)(CX*2), SI
-	MOVQ   AX, DI
-	MOVQ   scales+32(FP), R8
-	LEAQ   (DI)(DI*2), R9
+	MOVQ   x+8(FP), CX
+	MOVQ   xStride+16(FP), DX
+	MOVQ   w+24(FP), DX
+	MOVQ   wStride+32(FP), BX
+	LEAQ   (BX)(BX*2), SI
+	MOVQ   scales+40(FP), DI
+	MOVQ   scaleStride+48(FP), R8
+	LEAQ   (R8)(R8*2), R9
 	LEAQ   scales<>+0(SB), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
@@ -391,51 +390,52 @@ TEXT ·streamMXFP4AVX512x1(SB), NOSPLIT, $0-56
 	VPXORD Z3, Z3, Z3
 
 group:
-	MOVBLZX       (R8), R11
+	MOVBLZX       (DI), R11
 	VBROADCASTSS  (R10)(R11*4), Z4
 	VMULPS        codes<>+0(SB), Z4, Z4
-	VPMOVZXBD     (BX), Z5
+	VPMOVZXBD     (DX), Z5
 	VPERMPS       Z4, Z5, Z6
 	VPSRLD        $0x04, Z5, Z5
 	VPERMPS       Z4, Z5, Z4
-	MOVBLZX       (R8)(DI*1), R11
+	MOVBLZX       (DI)(R8*1), R11
 	VBROADCASTSS  (R10)(R11*4), Z5
 	VMULPS        codes<>+0(SB), Z5, Z5
-	VPMOVZXBD     (BX)(CX*1), Z7
+	VPMOVZXBD     (DX)(BX*1), Z7
 	VPERMPS       Z5, Z7, Z8
 	VPSRLD        $0x04, Z7, Z7
 	VPERMPS       Z5, Z7, Z5
-	MOVBLZX       (R8)(DI*2), R11
+	MOVBLZX       (DI)(R8*2), R11
 	VBROADCASTSS  (R10)(R11*4), Z7
 	VMULPS        codes<>+0(SB), Z7, Z7
-	VPMOVZXBD     (BX)(CX*2), Z9
+	VPMOVZXBD     (DX)(BX*2), Z9
 	VPERMPS       Z7, Z9, Z10
 	VPSRLD        $0x04, Z9, Z9
 	VPERMPS       Z7, Z9, Z7
-	MOVBLZX       (R8)(R9*1), R11
+	MOVBLZX       (DI)(R9*1), R11
 	VBROADCASTSS  (R10)(R11*4), Z9
 	VMULPS        codes<>+0(SB), Z9, Z9
-	VPMOVZXBD     (BX)(SI*1), Z11
+	VPMOVZXBD     (DX)(SI*1), Z11
 	VPERMPS       Z9, Z11, Z12
 	VPSRLD        $0x04, Z11, Z11
 	VPERMPS       Z9, Z11, Z9
-	VMOVUPS       (DX), Z11
+	VMOVUPS       (CX), Z11
 	VFMADD231PS   Z11, Z6, Z0
 	VFMADD231PS   Z11, Z8, Z1
 	VFMADD231PS   Z11, Z10, Z2
 	VFMADD231PS   Z11, Z12, Z3
-	VMOVUPS       64(DX), Z6
+	VMOVUPS       64(CX), Z6
 	VFMADD231PS   Z6, Z4, Z0
 	VFMADD231PS   Z6, Z5, Z1
 	VFMADD231PS   Z6, Z7, Z2
 	VFMADD231PS   Z6, Z9, Z3
-	ADDQ          $+128, DX
-	ADDQ          $+16, BX
-	ADDQ          $+1, R8
+	ADDQ          $+128, CX
+	ADDQ          $+16, DX
+	ADDQ          $+1, DI
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
+	MOVQ          rowStride+72(FP), CX
 	VEXTRACTF64X4 $0x01, Z0, Y4
 	VADDPS        Y4, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X4
@@ -445,85 +445,7 @@ group:
 	VMOVSHDUP     X0, X4
 	VADDSS        X4, X0, X0
 	VMOVSS        X0, (AX)
-	VEXTRACTF64X4 $0x01, Z1, Y0
-	VADDPS        Y0, Y1, Y1
-	VEXTRACTF32X4 $0x01, Y1, X0
-	VADDPS        X0, X1, X1
-	VMOVHLPS      X1, X1, X0
-	VADDPS        X0, X1, X1
-	VMOVSHDUP     X1, X0
-	VADDSS        X0, X1, X1
-	VMOVSS        X1, 4(AX)
-	VEXTRACTF64X4 $0x01, Z2, Y0
-	VADDPS        Y0, Y2, Y2
-	VEXTRACTF32X4 $0x01, Y2, X0
-	VADDPS        X0, X2, X2
-	VMOVHLPS      X2, X2, X0
-	VADDPS        X0, X2, X2
-	VMOVSHDUP     X2, X0
-	VADDSS        X0, X2, X2
-	VMOVSS        X2, 8(AX)
-	VEXTRACTF64X4 $0x01, Z3, Y0
-	VADDPS        Y0, Y3, Y3
-	VEXTRACTF32X4 $0x01, Y3, X0
-	VADDPS        X0, X3, X3
-	VMOVHLPS      X3, X3, X0
-	VADDPS        X0, X3, X3
-	VMOVSHDUP     X3, X0
-	VADDSS        X0, X3, X3
-	VMOVSS        X3, 12(AX)
-	VZEROUPPER
-	RET
-
-// func streamBF16AVX512x1(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
-// Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamBF16AVX512x1(SB), NOSPLIT, $0-56
-	MOVQ         groups+0(FP), AX
-	MOVQ         AX, CX
-	IMUL3Q       $0x00000040, CX, CX
-	MOVQ         x+8(FP), DX
-	MOVQ         xStride+16(FP), BX
-	MOVQ         w+24(FP), BX
-	LEAQ         (CX)(CX*2), SI
-	MOVQ         AX, DI
-	MOVQ         scales+32(FP), R8
-	LEAQ         (DI)(DI*2), DI
-	VPBROADCASTD upperHalf<>+0(SB), Z0
-	VPXORD       Z1, Z1, Z1
-	VPXORD       Z2, Z2, Z2
-	VPXORD       Z3, Z3, Z3
-	VPXORD       Z4, Z4, Z4
-
-group:
-	VMOVUPS       (BX), Z5
-	VPSLLD        $0x10, Z5, Z6
-	VPANDD        Z0, Z5, Z5
-	VMOVUPS       (BX)(CX*1), Z7
-	VPSLLD        $0x10, Z7, Z8
-	VPANDD        Z0, Z7, Z7
-	VMOVUPS       (BX)(CX*2), Z9
-	VPSLLD        $0x10, Z9, Z10
-	VPANDD        Z0, Z9, Z9
-	VMOVUPS       (BX)(SI*1), Z11
-	VPSLLD        $0x10, Z11, Z12
-	VPANDD        Z0, Z11, Z11
-	VMOVUPS       (DX), Z13
-	VFMADD231PS   Z13, Z6, Z1
-	VFMADD231PS   Z13, Z8, Z2
-	VFMADD231PS   Z13, Z10, Z3
-	VFMADD231PS   Z13, Z12, Z4
-	VMOVUPS       64(DX), Z6
-	VFMADD231PS   Z6, Z5, Z1
-	VFMADD231PS   Z6, Z7, Z2
-	VFMADD231PS   Z6, Z9, Z3
-	VFMADD231PS   Z6, Z11, Z4
-	ADDQ          $+128, DX
-	ADDQ          $+64, BX
-	ADDQ          $+1, R8
-	DECQ          AX
-	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	ADDQ          CX, AX
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VADDPS        Y0, Y1, Y1
 	VEXTRACTF32X4 $0x01, Y1, X0
@@ -533,6 +455,7 @@ group:
 	VMOVSHDUP     X1, X0
 	VADDSS        X0, X1, X1
 	VMOVSS        X1, (AX)
+	ADDQ          CX, AX
 	VEXTRACTF64X4 $0x01, Z2, Y0
 	VADDPS        Y0, Y2, Y2
 	VEXTRACTF32X4 $0x01, Y2, X0
@@ -541,7 +464,8 @@ group:
 	VADDPS        X0, X2, X2
 	VMOVSHDUP     X2, X0
 	VADDSS        X0, X2, X2
-	VMOVSS        X2, 4(AX)
+	VMOVSS        X2, (AX)
+	ADDQ          CX, AX
 	VEXTRACTF64X4 $0x01, Z3, Y0
 	VADDPS        Y0, Y3, Y3
 	VEXTRACTF32X4 $0x01, Y3, X0
@@ -550,7 +474,89 @@ group:
 	VADDPS        X0, X3, X3
 	VMOVSHDUP     X3, X0
 	VADDSS        X0, X3, X3
-	VMOVSS        X3, 8(AX)
+	VMOVSS        X3, (AX)
+	VZEROUPPER
+	RET
+
+// func streamBF16AVX512x1(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
+// Requires: AVX, AVX512F, AVX512VL
+TEXT ·streamBF16AVX512x1(SB), NOSPLIT, $0-80
+	MOVQ         groups+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         xStride+16(FP), DX
+	MOVQ         w+24(FP), DX
+	MOVQ         wStride+32(FP), BX
+	LEAQ         (BX)(BX*2), SI
+	MOVQ         scales+40(FP), DI
+	MOVQ         scaleStride+48(FP), R8
+	LEAQ         (R8)(R8*2), R8
+	VPBROADCASTD upperHalf<>+0(SB), Z0
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+
+group:
+	VMOVUPS       (DX), Z5
+	VPSLLD        $0x10, Z5, Z6
+	VPANDD        Z0, Z5, Z5
+	VMOVUPS       (DX)(BX*1), Z7
+	VPSLLD        $0x10, Z7, Z8
+	VPANDD        Z0, Z7, Z7
+	VMOVUPS       (DX)(BX*2), Z9
+	VPSLLD        $0x10, Z9, Z10
+	VPANDD        Z0, Z9, Z9
+	VMOVUPS       (DX)(SI*1), Z11
+	VPSLLD        $0x10, Z11, Z12
+	VPANDD        Z0, Z11, Z11
+	VMOVUPS       (CX), Z13
+	VFMADD231PS   Z13, Z6, Z1
+	VFMADD231PS   Z13, Z8, Z2
+	VFMADD231PS   Z13, Z10, Z3
+	VFMADD231PS   Z13, Z12, Z4
+	VMOVUPS       64(CX), Z6
+	VFMADD231PS   Z6, Z5, Z1
+	VFMADD231PS   Z6, Z7, Z2
+	VFMADD231PS   Z6, Z9, Z3
+	VFMADD231PS   Z6, Z11, Z4
+	ADDQ          $+128, CX
+	ADDQ          $+64, DX
+	ADDQ          $+1, DI
+	DECQ          AX
+	JNZ           group
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
+	MOVQ          rowStride+72(FP), CX
+	VEXTRACTF64X4 $0x01, Z1, Y0
+	VADDPS        Y0, Y1, Y1
+	VEXTRACTF32X4 $0x01, Y1, X0
+	VADDPS        X0, X1, X1
+	VMOVHLPS      X1, X1, X0
+	VADDPS        X0, X1, X1
+	VMOVSHDUP     X1, X0
+	VADDSS        X0, X1, X1
+	VMOVSS        X1, (AX)
+	ADDQ          CX, AX
+	VEXTRACTF64X4 $0x01, Z2, Y0
+	VADDPS        Y0, Y2, Y2
+	VEXTRACTF32X4 $0x01, Y2, X0
+	VADDPS        X0, X2, X2
+	VMOVHLPS      X2, X2, X0
+	VADDPS        X0, X2, X2
+	VMOVSHDUP     X2, X0
+	VADDSS        X0, X2, X2
+	VMOVSS        X2, (AX)
+	ADDQ          CX, AX
+	VEXTRACTF64X4 $0x01, Z3, Y0
+	VADDPS        Y0, Y3, Y3
+	VEXTRACTF32X4 $0x01, Y3, X0
+	VADDPS        X0, X3, X3
+	VMOVHLPS      X3, X3, X0
+	VADDPS        X0, X3, X3
+	VMOVSHDUP     X3, X0
+	VADDSS        X0, X3, X3
+	VMOVSS        X3, (AX)
+	ADDQ          CX, AX
 	VEXTRACTF64X4 $0x01, Z4, Y0
 	VADDPS        Y0, Y4, Y4
 	VEXTRACTF32X4 $0x01, Y4, X0
@@ -559,23 +565,22 @@ group:
 	VADDPS        X0, X4, X4
 	VMOVSHDUP     X4, X0
 	VADDSS        X0, X4, X4
-	VMOVSS        X4, 12(AX)
+	VMOVSS        X4, (AX)
 	VZEROUPPER
 	RET
 
-// func streamMXFP4AVX512x2(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamMXFP4AVX512x2(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamMXFP4AVX512x2(SB), NOSPLIT, $0-56
+TEXT ·streamMXFP4AVX512x2(SB), NOSPLIT, $0-80
 	MOVQ   groups+0(FP), AX
-	MOVQ   AX, CX
-	IMUL3Q $0x00000010, CX, CX
-	MOVQ   x+8(FP), DX
-	MOVQ   xStride+16(FP), BX
-	MOVQ   w+24(FP), SI
-	LEAQ   (CX)(CX*2), DI
-	MOVQ   AX, R8
-	MOVQ   scales+32(FP), R9
-	LEAQ   (R8)(R8*2), R10
+	MOVQ   x+8(FP), CX
+	MOVQ   xStride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   wStride+32(FP), SI
+	LEAQ   (SI)(SI*2), DI
+	MOVQ   scales+40(FP), R8
+	MOVQ   scaleStride+48(FP), R9
+	LEAQ   (R9)(R9*2), R10
 	LEAQ   scales<>+0(SB), R11
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
@@ -587,61 +592,62 @@ TEXT ·streamMXFP4AVX512x2(SB), NOSPLIT, $0-56
 	VPXORD Z7, Z7, Z7
 
 group:
-	MOVBLZX       (R9), R12
+	MOVBLZX       (R8), R12
 	VBROADCASTSS  (R11)(R12*4), Z8
 	VMULPS        codes<>+0(SB), Z8, Z8
-	VPMOVZXBD     (SI), Z9
+	VPMOVZXBD     (BX), Z9
 	VPERMPS       Z8, Z9, Z10
 	VPSRLD        $0x04, Z9, Z9
 	VPERMPS       Z8, Z9, Z8
-	MOVBLZX       (R9)(R8*1), R12
+	MOVBLZX       (R8)(R9*1), R12
 	VBROADCASTSS  (R11)(R12*4), Z9
 	VMULPS        codes<>+0(SB), Z9, Z9
-	VPMOVZXBD     (SI)(CX*1), Z11
+	VPMOVZXBD     (BX)(SI*1), Z11
 	VPERMPS       Z9, Z11, Z12
 	VPSRLD        $0x04, Z11, Z11
 	VPERMPS       Z9, Z11, Z9
-	MOVBLZX       (R9)(R8*2), R12
+	MOVBLZX       (R8)(R9*2), R12
 	VBROADCASTSS  (R11)(R12*4), Z11
 	VMULPS        codes<>+0(SB), Z11, Z11
-	VPMOVZXBD     (SI)(CX*2), Z13
+	VPMOVZXBD     (BX)(SI*2), Z13
 	VPERMPS       Z11, Z13, Z14
 	VPSRLD        $0x04, Z13, Z13
 	VPERMPS       Z11, Z13, Z11
-	MOVBLZX       (R9)(R10*1), R12
+	MOVBLZX       (R8)(R10*1), R12
 	VBROADCASTSS  (R11)(R12*4), Z13
 	VMULPS        codes<>+0(SB), Z13, Z13
-	VPMOVZXBD     (SI)(DI*1), Z15
+	VPMOVZXBD     (BX)(DI*1), Z15
 	VPERMPS       Z13, Z15, Z16
 	VPSRLD        $0x04, Z15, Z15
 	VPERMPS       Z13, Z15, Z13
-	VMOVUPS       (DX), Z15
+	VMOVUPS       (CX), Z15
 	VFMADD231PS   Z15, Z10, Z0
 	VFMADD231PS   Z15, Z12, Z2
 	VFMADD231PS   Z15, Z14, Z4
 	VFMADD231PS   Z15, Z16, Z6
-	VMOVUPS       (DX)(BX*1), Z15
+	VMOVUPS       (CX)(DX*1), Z15
 	VFMADD231PS   Z15, Z10, Z1
 	VFMADD231PS   Z15, Z12, Z3
 	VFMADD231PS   Z15, Z14, Z5
 	VFMADD231PS   Z15, Z16, Z7
-	VMOVUPS       64(DX), Z10
+	VMOVUPS       64(CX), Z10
 	VFMADD231PS   Z10, Z8, Z0
 	VFMADD231PS   Z10, Z9, Z2
 	VFMADD231PS   Z10, Z11, Z4
 	VFMADD231PS   Z10, Z13, Z6
-	VMOVUPS       64(DX)(BX*1), Z10
+	VMOVUPS       64(CX)(DX*1), Z10
 	VFMADD231PS   Z10, Z8, Z1
 	VFMADD231PS   Z10, Z9, Z3
 	VFMADD231PS   Z10, Z11, Z5
 	VFMADD231PS   Z10, Z13, Z7
-	ADDQ          $+128, DX
-	ADDQ          $+16, SI
-	ADDQ          $+1, R9
+	ADDQ          $+128, CX
+	ADDQ          $+16, BX
+	ADDQ          $+1, R8
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
+	MOVQ          rowStride+72(FP), DX
 	VEXTRACTF64X4 $0x01, Z0, Y8
 	VADDPS        Y8, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X8
@@ -660,6 +666,7 @@ group:
 	VMOVSHDUP     X1, X0
 	VADDSS        X0, X1, X1
 	VMOVSS        X1, (AX)(CX*1)
+	ADDQ          DX, AX
 	VEXTRACTF64X4 $0x01, Z2, Y0
 	VADDPS        Y0, Y2, Y2
 	VEXTRACTF32X4 $0x01, Y2, X0
@@ -668,7 +675,7 @@ group:
 	VADDPS        X0, X2, X2
 	VMOVSHDUP     X2, X0
 	VADDSS        X0, X2, X2
-	VMOVSS        X2, 4(AX)
+	VMOVSS        X2, (AX)
 	VEXTRACTF64X4 $0x01, Z3, Y0
 	VADDPS        Y0, Y3, Y3
 	VEXTRACTF32X4 $0x01, Y3, X0
@@ -677,7 +684,8 @@ group:
 	VADDPS        X0, X3, X3
 	VMOVSHDUP     X3, X0
 	VADDSS        X0, X3, X3
-	VMOVSS        X3, 4(AX)(CX*1)
+	VMOVSS        X3, (AX)(CX*1)
+	ADDQ          DX, AX
 	VEXTRACTF64X4 $0x01, Z4, Y0
 	VADDPS        Y0, Y4, Y4
 	VEXTRACTF32X4 $0x01, Y4, X0
@@ -686,7 +694,7 @@ group:
 	VADDPS        X0, X4, X4
 	VMOVSHDUP     X4, X0
 	VADDSS        X0, X4, X4
-	VMOVSS        X4, 8(AX)
+	VMOVSS        X4, (AX)
 	VEXTRACTF64X4 $0x01, Z5, Y0
 	VADDPS        Y0, Y5, Y5
 	VEXTRACTF32X4 $0x01, Y5, X0
@@ -695,7 +703,8 @@ group:
 	VADDPS        X0, X5, X5
 	VMOVSHDUP     X5, X0
 	VADDSS        X0, X5, X5
-	VMOVSS        X5, 8(AX)(CX*1)
+	VMOVSS        X5, (AX)(CX*1)
+	ADDQ          DX, AX
 	VEXTRACTF64X4 $0x01, Z6, Y0
 	VADDPS        Y0, Y6, Y6
 	VEXTRACTF32X4 $0x01, Y6, X0
@@ -704,7 +713,7 @@ group:
 	VADDPS        X0, X6, X6
 	VMOVSHDUP     X6, X0
 	VADDSS        X0, X6, X6
-	VMOVSS        X6, 12(AX)
+	VMOVSS        X6, (AX)
 	VEXTRACTF64X4 $0x01, Z7, Y0
 	VADDPS        Y0, Y7, Y7
 	VEXTRACTF32X4 $0x01, Y7, X0
@@ -713,23 +722,22 @@ group:
 	VADDPS        X0, X7, X7
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
-	VMOVSS        X7, 12(AX)(CX*1)
+	VMOVSS        X7, (AX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func streamBF16AVX512x2(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamBF16AVX512x2(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamBF16AVX512x2(SB), NOSPLIT, $0-56
+TEXT ·streamBF16AVX512x2(SB), NOSPLIT, $0-80
 	MOVQ         groups+0(FP), AX
-	MOVQ         AX, CX
-	IMUL3Q       $0x00000040, CX, CX
-	MOVQ         x+8(FP), DX
-	MOVQ         xStride+16(FP), BX
-	MOVQ         w+24(FP), SI
-	LEAQ         (CX)(CX*2), DI
-	MOVQ         AX, R8
-	MOVQ         scales+32(FP), R9
-	LEAQ         (R8)(R8*2), R8
+	MOVQ         x+8(FP), CX
+	MOVQ         xStride+16(FP), DX
+	MOVQ         w+24(FP), BX
+	MOVQ         wStride+32(FP), SI
+	LEAQ         (SI)(SI*2), DI
+	MOVQ         scales+40(FP), R8
+	MOVQ         scaleStride+48(FP), R9
+	LEAQ         (R9)(R9*2), R9
 	VPBROADCASTD upperHalf<>+0(SB), Z0
 	VPXORD       Z1, Z1, Z1
 	VPXORD       Z2, Z2, Z2
@@ -741,45 +749,46 @@ TEXT ·streamBF16AVX512x2(SB), NOSPLIT, $0-56
 	VPXORD       Z8, Z8, Z8
 
 group:
-	VMOVUPS       (SI), Z9
+	VMOVUPS       (BX), Z9
 	VPSLLD        $0x10, Z9, Z10
 	VPANDD        Z0, Z9, Z9
-	VMOVUPS       (SI)(CX*1), Z11
+	VMOVUPS       (BX)(SI*1), Z11
 	VPSLLD        $0x10, Z11, Z12
 	VPANDD        Z0, Z11, Z11
-	VMOVUPS       (SI)(CX*2), Z13
+	VMOVUPS       (BX)(SI*2), Z13
 	VPSLLD        $0x10, Z13, Z14
 	VPANDD        Z0, Z13, Z13
-	VMOVUPS       (SI)(DI*1), Z15
+	VMOVUPS       (BX)(DI*1), Z15
 	VPSLLD        $0x10, Z15, Z16
 	VPANDD        Z0, Z15, Z15
-	VMOVUPS       (DX), Z17
+	VMOVUPS       (CX), Z17
 	VFMADD231PS   Z17, Z10, Z1
 	VFMADD231PS   Z17, Z12, Z3
 	VFMADD231PS   Z17, Z14, Z5
 	VFMADD231PS   Z17, Z16, Z7
-	VMOVUPS       (DX)(BX*1), Z17
+	VMOVUPS       (CX)(DX*1), Z17
 	VFMADD231PS   Z17, Z10, Z2
 	VFMADD231PS   Z17, Z12, Z4
 	VFMADD231PS   Z17, Z14, Z6
 	VFMADD231PS   Z17, Z16, Z8
-	VMOVUPS       64(DX), Z10
+	VMOVUPS       64(CX), Z10
 	VFMADD231PS   Z10, Z9, Z1
 	VFMADD231PS   Z10, Z11, Z3
 	VFMADD231PS   Z10, Z13, Z5
 	VFMADD231PS   Z10, Z15, Z7
-	VMOVUPS       64(DX)(BX*1), Z10
+	VMOVUPS       64(CX)(DX*1), Z10
 	VFMADD231PS   Z10, Z9, Z2
 	VFMADD231PS   Z10, Z11, Z4
 	VFMADD231PS   Z10, Z13, Z6
 	VFMADD231PS   Z10, Z15, Z8
-	ADDQ          $+128, DX
-	ADDQ          $+64, SI
-	ADDQ          $+1, R9
+	ADDQ          $+128, CX
+	ADDQ          $+64, BX
+	ADDQ          $+1, R8
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
+	MOVQ          rowStride+72(FP), DX
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VADDPS        Y0, Y1, Y1
 	VEXTRACTF32X4 $0x01, Y1, X0
@@ -798,6 +807,7 @@ group:
 	VMOVSHDUP     X2, X0
 	VADDSS        X0, X2, X2
 	VMOVSS        X2, (AX)(CX*1)
+	ADDQ          DX, AX
 	VEXTRACTF64X4 $0x01, Z3, Y0
 	VADDPS        Y0, Y3, Y3
 	VEXTRACTF32X4 $0x01, Y3, X0
@@ -806,7 +816,7 @@ group:
 	VADDPS        X0, X3, X3
 	VMOVSHDUP     X3, X0
 	VADDSS        X0, X3, X3
-	VMOVSS        X3, 4(AX)
+	VMOVSS        X3, (AX)
 	VEXTRACTF64X4 $0x01, Z4, Y0
 	VADDPS        Y0, Y4, Y4
 	VEXTRACTF32X4 $0x01, Y4, X0
@@ -815,7 +825,8 @@ group:
 	VADDPS        X0, X4, X4
 	VMOVSHDUP     X4, X0
 	VADDSS        X0, X4, X4
-	VMOVSS        X4, 4(AX)(CX*1)
+	VMOVSS        X4, (AX)(CX*1)
+	ADDQ          DX, AX
 	VEXTRACTF64X4 $0x01, Z5, Y0
 	VADDPS        Y0, Y5, Y5
 	VEXTRACTF32X4 $0x01, Y5, X0
@@ -824,7 +835,7 @@ group:
 	VADDPS        X0, X5, X5
 	VMOVSHDUP     X5, X0
 	VADDSS        X0, X5, X5
-	VMOVSS        X5, 8(AX)
+	VMOVSS        X5, (AX)
 	VEXTRACTF64X4 $0x01, Z6, Y0
 	VADDPS        Y0, Y6, Y6
 	VEXTRACTF32X4 $0x01, Y6, X0
@@ -833,7 +844,8 @@ group:
 	VADDPS        X0, X6, X6
 	VMOVSHDUP     X6, X0
 	VADDSS        X0, X6, X6
-	VMOVSS        X6, 8(AX)(CX*1)
+	VMOVSS        X6, (AX)(CX*1)
+	ADDQ          DX, AX
 	VEXTRACTF64X4 $0x01, Z7, Y0
 	VADDPS        Y0, Y7, Y7
 	VEXTRACTF32X4 $0x01, Y7, X0
@@ -842,7 +854,7 @@ group:
 	VADDPS        X0, X7, X7
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
-	VMOVSS        X7, 12(AX)
+	VMOVSS        X7, (AX)
 	VEXTRACTF64X4 $0x01, Z8, Y0
 	VADDPS        Y0, Y8, Y8
 	VEXTRACTF32X4 $0x01, Y8, X0
@@ -851,23 +863,22 @@ group:
 	VADDPS        X0, X8, X8
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
-	VMOVSS        X8, 12(AX)(CX*1)
+	VMOVSS        X8, (AX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func streamMXFP4AVX512x3(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamMXFP4AVX512x3(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamMXFP4AVX512x3(SB), NOSPLIT, $0-56
+TEXT ·streamMXFP4AVX512x3(SB), NOSPLIT, $0-80
 	MOVQ   groups+0(FP), AX
-	MOVQ   AX, CX
-	IMUL3Q $0x00000010, CX, CX
-	MOVQ   x+8(FP), DX
-	MOVQ   xStride+16(FP), BX
-	MOVQ   w+24(FP), SI
-	LEAQ   (CX)(CX*2), DI
-	MOVQ   AX, R8
-	MOVQ   scales+32(FP), R9
-	LEAQ   (R8)(R8*2), R10
+	MOVQ   x+8(FP), CX
+	MOVQ   xStride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   wStride+32(FP), SI
+	LEAQ   (SI)(SI*2), DI
+	MOVQ   scales+40(FP), R8
+	MOVQ   scaleStride+48(FP), R9
+	LEAQ   (R9)(R9*2), R10
 	LEAQ   scales<>+0(SB), R11
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
@@ -883,71 +894,72 @@ TEXT ·streamMXFP4AVX512x3(SB), NOSPLIT, $0-56
 	VPXORD Z11, Z11, Z11
 
 group:
-	MOVBLZX       (R9), R12
+	MOVBLZX       (R8), R12
 	VBROADCASTSS  (R11)(R12*4), Z12
 	VMULPS        codes<>+0(SB), Z12, Z12
-	VPMOVZXBD     (SI), Z13
+	VPMOVZXBD     (BX), Z13
 	VPERMPS       Z12, Z13, Z14
 	VPSRLD        $0x04, Z13, Z13
 	VPERMPS       Z12, Z13, Z12
-	MOVBLZX       (R9)(R8*1), R12
+	MOVBLZX       (R8)(R9*1), R12
 	VBROADCASTSS  (R11)(R12*4), Z13
 	VMULPS        codes<>+0(SB), Z13, Z13
-	VPMOVZXBD     (SI)(CX*1), Z15
+	VPMOVZXBD     (BX)(SI*1), Z15
 	VPERMPS       Z13, Z15, Z16
 	VPSRLD        $0x04, Z15, Z15
 	VPERMPS       Z13, Z15, Z13
-	MOVBLZX       (R9)(R8*2), R12
+	MOVBLZX       (R8)(R9*2), R12
 	VBROADCASTSS  (R11)(R12*4), Z15
 	VMULPS        codes<>+0(SB), Z15, Z15
-	VPMOVZXBD     (SI)(CX*2), Z17
+	VPMOVZXBD     (BX)(SI*2), Z17
 	VPERMPS       Z15, Z17, Z18
 	VPSRLD        $0x04, Z17, Z17
 	VPERMPS       Z15, Z17, Z15
-	MOVBLZX       (R9)(R10*1), R12
+	MOVBLZX       (R8)(R10*1), R12
 	VBROADCASTSS  (R11)(R12*4), Z17
 	VMULPS        codes<>+0(SB), Z17, Z17
-	VPMOVZXBD     (SI)(DI*1), Z19
+	VPMOVZXBD     (BX)(DI*1), Z19
 	VPERMPS       Z17, Z19, Z20
 	VPSRLD        $0x04, Z19, Z19
 	VPERMPS       Z17, Z19, Z17
-	VMOVUPS       (DX), Z19
+	VMOVUPS       (CX), Z19
 	VFMADD231PS   Z19, Z14, Z0
 	VFMADD231PS   Z19, Z16, Z3
 	VFMADD231PS   Z19, Z18, Z6
 	VFMADD231PS   Z19, Z20, Z9
-	VMOVUPS       (DX)(BX*1), Z19
+	VMOVUPS       (CX)(DX*1), Z19
 	VFMADD231PS   Z19, Z14, Z1
 	VFMADD231PS   Z19, Z16, Z4
 	VFMADD231PS   Z19, Z18, Z7
 	VFMADD231PS   Z19, Z20, Z10
-	VMOVUPS       (DX)(BX*2), Z19
+	VMOVUPS       (CX)(DX*2), Z19
 	VFMADD231PS   Z19, Z14, Z2
 	VFMADD231PS   Z19, Z16, Z5
 	VFMADD231PS   Z19, Z18, Z8
 	VFMADD231PS   Z19, Z20, Z11
-	VMOVUPS       64(DX), Z14
+	VMOVUPS       64(CX), Z14
 	VFMADD231PS   Z14, Z12, Z0
 	VFMADD231PS   Z14, Z13, Z3
 	VFMADD231PS   Z14, Z15, Z6
 	VFMADD231PS   Z14, Z17, Z9
-	VMOVUPS       64(DX)(BX*1), Z14
+	VMOVUPS       64(CX)(DX*1), Z14
 	VFMADD231PS   Z14, Z12, Z1
 	VFMADD231PS   Z14, Z13, Z4
 	VFMADD231PS   Z14, Z15, Z7
 	VFMADD231PS   Z14, Z17, Z10
-	VMOVUPS       64(DX)(BX*2), Z14
+	VMOVUPS       64(CX)(DX*2), Z14
 	VFMADD231PS   Z14, Z12, Z2
 	VFMADD231PS   Z14, Z13, Z5
 	VFMADD231PS   Z14, Z15, Z8
 	VFMADD231PS   Z14, Z17, Z11
-	ADDQ          $+128, DX
-	ADDQ          $+16, SI
-	ADDQ          $+1, R9
+	ADDQ          $+128, CX
+	ADDQ          $+16, BX
+	ADDQ          $+1, R8
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
+	MOVQ          rowStride+72(FP), DX
 	VEXTRACTF64X4 $0x01, Z0, Y12
 	VADDPS        Y12, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X12
@@ -975,6 +987,7 @@ group:
 	VMOVSHDUP     X2, X0
 	VADDSS        X0, X2, X2
 	VMOVSS        X2, (AX)(CX*2)
+	ADDQ          DX, AX
 	VEXTRACTF64X4 $0x01, Z3, Y0
 	VADDPS        Y0, Y3, Y3
 	VEXTRACTF32X4 $0x01, Y3, X0
@@ -983,7 +996,7 @@ group:
 	VADDPS        X0, X3, X3
 	VMOVSHDUP     X3, X0
 	VADDSS        X0, X3, X3
-	VMOVSS        X3, 4(AX)
+	VMOVSS        X3, (AX)
 	VEXTRACTF64X4 $0x01, Z4, Y0
 	VADDPS        Y0, Y4, Y4
 	VEXTRACTF32X4 $0x01, Y4, X0
@@ -992,7 +1005,7 @@ group:
 	VADDPS        X0, X4, X4
 	VMOVSHDUP     X4, X0
 	VADDSS        X0, X4, X4
-	VMOVSS        X4, 4(AX)(CX*1)
+	VMOVSS        X4, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z5, Y0
 	VADDPS        Y0, Y5, Y5
 	VEXTRACTF32X4 $0x01, Y5, X0
@@ -1001,7 +1014,8 @@ group:
 	VADDPS        X0, X5, X5
 	VMOVSHDUP     X5, X0
 	VADDSS        X0, X5, X5
-	VMOVSS        X5, 4(AX)(CX*2)
+	VMOVSS        X5, (AX)(CX*2)
+	ADDQ          DX, AX
 	VEXTRACTF64X4 $0x01, Z6, Y0
 	VADDPS        Y0, Y6, Y6
 	VEXTRACTF32X4 $0x01, Y6, X0
@@ -1010,7 +1024,7 @@ group:
 	VADDPS        X0, X6, X6
 	VMOVSHDUP     X6, X0
 	VADDSS        X0, X6, X6
-	VMOVSS        X6, 8(AX)
+	VMOVSS        X6, (AX)
 	VEXTRACTF64X4 $0x01, Z7, Y0
 	VADDPS        Y0, Y7, Y7
 	VEXTRACTF32X4 $0x01, Y7, X0
@@ -1019,7 +1033,7 @@ group:
 	VADDPS        X0, X7, X7
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
-	VMOVSS        X7, 8(AX)(CX*1)
+	VMOVSS        X7, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z8, Y0
 	VADDPS        Y0, Y8, Y8
 	VEXTRACTF32X4 $0x01, Y8, X0
@@ -1028,7 +1042,8 @@ group:
 	VADDPS        X0, X8, X8
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
-	VMOVSS        X8, 8(AX)(CX*2)
+	VMOVSS        X8, (AX)(CX*2)
+	ADDQ          DX, AX
 	VEXTRACTF64X4 $0x01, Z9, Y0
 	VADDPS        Y0, Y9, Y9
 	VEXTRACTF32X4 $0x01, Y9, X0
@@ -1037,7 +1052,7 @@ group:
 	VADDPS        X0, X9, X9
 	VMOVSHDUP     X9, X0
 	VADDSS        X0, X9, X9
-	VMOVSS        X9, 12(AX)
+	VMOVSS        X9, (AX)
 	VEXTRACTF64X4 $0x01, Z10, Y0
 	VADDPS        Y0, Y10, Y10
 	VEXTRACTF32X4 $0x01, Y10, X0
@@ -1046,7 +1061,7 @@ group:
 	VADDPS        X0, X10, X10
 	VMOVSHDUP     X10, X0
 	VADDSS        X0, X10, X10
-	VMOVSS        X10, 12(AX)(CX*1)
+	VMOVSS        X10, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z11, Y0
 	VADDPS        Y0, Y11, Y11
 	VEXTRACTF32X4 $0x01, Y11, X0
@@ -1055,23 +1070,22 @@ group:
 	VADDPS        X0, X11, X11
 	VMOVSHDUP     X11, X0
 	VADDSS        X0, X11, X11
-	VMOVSS        X11, 12(AX)(CX*2)
+	VMOVSS        X11, (AX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func streamBF16AVX512x3(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamBF16AVX512x3(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamBF16AVX512x3(SB), NOSPLIT, $0-56
+TEXT ·streamBF16AVX512x3(SB), NOSPLIT, $0-80
 	MOVQ         groups+0(FP), AX
-	MOVQ         AX, CX
-	IMUL3Q       $0x00000040, CX, CX
-	MOVQ         x+8(FP), DX
-	MOVQ         xStride+16(FP), BX
-	MOVQ         w+24(FP), SI
-	LEAQ         (CX)(CX*2), DI
-	MOVQ         AX, R8
-	MOVQ         scales+32(FP), R9
-	LEAQ         (R8)(R8*2), R8
+	MOVQ         x+8(FP), CX
+	MOVQ         xStride+16(FP), DX
+	MOVQ         w+24(FP), BX
+	MOVQ         wStride+32(FP), SI
+	LEAQ         (SI)(SI*2), DI
+	MOVQ         scales+40(FP), R8
+	MOVQ         scaleStride+48(FP), R9
+	LEAQ         (R9)(R9*2), R9
 	VPBROADCASTD upperHalf<>+0(SB), Z0
 	VPXORD       Z1, Z1, Z1
 	VPXORD       Z2, Z2, Z2
@@ -1087,55 +1101,56 @@ TEXT ·streamBF16AVX512x3(SB), NOSPLIT, $0-56
 	VPXORD       Z12, Z12, Z12
 
 group:
-	VMOVUPS       (SI), Z13
+	VMOVUPS       (BX), Z13
 	VPSLLD        $0x10, Z13, Z14
 	VPANDD        Z0, Z13, Z13
-	VMOVUPS       (SI)(CX*1), Z15
+	VMOVUPS       (BX)(SI*1), Z15
 	VPSLLD        $0x10, Z15, Z16
 	VPANDD        Z0, Z15, Z15
-	VMOVUPS       (SI)(CX*2), Z17
+	VMOVUPS       (BX)(SI*2), Z17
 	VPSLLD        $0x10, Z17, Z18
 	VPANDD        Z0, Z17, Z17
-	VMOVUPS       (SI)(DI*1), Z19
+	VMOVUPS       (BX)(DI*1), Z19
 	VPSLLD        $0x10, Z19, Z20
 	VPANDD        Z0, Z19, Z19
-	VMOVUPS       (DX), Z21
+	VMOVUPS       (CX), Z21
 	VFMADD231PS   Z21, Z14, Z1
 	VFMADD231PS   Z21, Z16, Z4
 	VFMADD231PS   Z21, Z18, Z7
 	VFMADD231PS   Z21, Z20, Z10
-	VMOVUPS       (DX)(BX*1), Z21
+	VMOVUPS       (CX)(DX*1), Z21
 	VFMADD231PS   Z21, Z14, Z2
 	VFMADD231PS   Z21, Z16, Z5
 	VFMADD231PS   Z21, Z18, Z8
 	VFMADD231PS   Z21, Z20, Z11
-	VMOVUPS       (DX)(BX*2), Z21
+	VMOVUPS       (CX)(DX*2), Z21
 	VFMADD231PS   Z21, Z14, Z3
 	VFMADD231PS   Z21, Z16, Z6
 	VFMADD231PS   Z21, Z18, Z9
 	VFMADD231PS   Z21, Z20, Z12
-	VMOVUPS       64(DX), Z14
+	VMOVUPS       64(CX), Z14
 	VFMADD231PS   Z14, Z13, Z1
 	VFMADD231PS   Z14, Z15, Z4
 	VFMADD231PS   Z14, Z17, Z7
 	VFMADD231PS   Z14, Z19, Z10
-	VMOVUPS       64(DX)(BX*1), Z14
+	VMOVUPS       64(CX)(DX*1), Z14
 	VFMADD231PS   Z14, Z13, Z2
 	VFMADD231PS   Z14, Z15, Z5
 	VFMADD231PS   Z14, Z17, Z8
 	VFMADD231PS   Z14, Z19, Z11
-	VMOVUPS       64(DX)(BX*2), Z14
+	VMOVUPS       64(CX)(DX*2), Z14
 	VFMADD231PS   Z14, Z13, Z3
 	VFMADD231PS   Z14, Z15, Z6
 	VFMADD231PS   Z14, Z17, Z9
 	VFMADD231PS   Z14, Z19, Z12
-	ADDQ          $+128, DX
-	ADDQ          $+64, SI
-	ADDQ          $+1, R9
+	ADDQ          $+128, CX
+	ADDQ          $+64, BX
+	ADDQ          $+1, R8
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
+	MOVQ          rowStride+72(FP), DX
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VADDPS        Y0, Y1, Y1
 	VEXTRACTF32X4 $0x01, Y1, X0
@@ -1163,6 +1178,7 @@ group:
 	VMOVSHDUP     X3, X0
 	VADDSS        X0, X3, X3
 	VMOVSS        X3, (AX)(CX*2)
+	ADDQ          DX, AX
 	VEXTRACTF64X4 $0x01, Z4, Y0
 	VADDPS        Y0, Y4, Y4
 	VEXTRACTF32X4 $0x01, Y4, X0
@@ -1171,7 +1187,7 @@ group:
 	VADDPS        X0, X4, X4
 	VMOVSHDUP     X4, X0
 	VADDSS        X0, X4, X4
-	VMOVSS        X4, 4(AX)
+	VMOVSS        X4, (AX)
 	VEXTRACTF64X4 $0x01, Z5, Y0
 	VADDPS        Y0, Y5, Y5
 	VEXTRACTF32X4 $0x01, Y5, X0
@@ -1180,7 +1196,7 @@ group:
 	VADDPS        X0, X5, X5
 	VMOVSHDUP     X5, X0
 	VADDSS        X0, X5, X5
-	VMOVSS        X5, 4(AX)(CX*1)
+	VMOVSS        X5, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z6, Y0
 	VADDPS        Y0, Y6, Y6
 	VEXTRACTF32X4 $0x01, Y6, X0
@@ -1189,7 +1205,8 @@ group:
 	VADDPS        X0, X6, X6
 	VMOVSHDUP     X6, X0
 	VADDSS        X0, X6, X6
-	VMOVSS        X6, 4(AX)(CX*2)
+	VMOVSS        X6, (AX)(CX*2)
+	ADDQ          DX, AX
 	VEXTRACTF64X4 $0x01, Z7, Y0
 	VADDPS        Y0, Y7, Y7
 	VEXTRACTF32X4 $0x01, Y7, X0
@@ -1198,7 +1215,7 @@ group:
 	VADDPS        X0, X7, X7
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
-	VMOVSS        X7, 8(AX)
+	VMOVSS        X7, (AX)
 	VEXTRACTF64X4 $0x01, Z8, Y0
 	VADDPS        Y0, Y8, Y8
 	VEXTRACTF32X4 $0x01, Y8, X0
@@ -1207,7 +1224,7 @@ group:
 	VADDPS        X0, X8, X8
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
-	VMOVSS        X8, 8(AX)(CX*1)
+	VMOVSS        X8, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z9, Y0
 	VADDPS        Y0, Y9, Y9
 	VEXTRACTF32X4 $0x01, Y9, X0
@@ -1216,7 +1233,8 @@ group:
 	VADDPS        X0, X9, X9
 	VMOVSHDUP     X9, X0
 	VADDSS        X0, X9, X9
-	VMOVSS        X9, 8(AX)(CX*2)
+	VMOVSS        X9, (AX)(CX*2)
+	ADDQ          DX, AX
 	VEXTRACTF64X4 $0x01, Z10, Y0
 	VADDPS        Y0, Y10, Y10
 	VEXTRACTF32X4 $0x01, Y10, X0
@@ -1225,7 +1243,7 @@ group:
 	VADDPS        X0, X10, X10
 	VMOVSHDUP     X10, X0
 	VADDSS        X0, X10, X10
-	VMOVSS        X10, 12(AX)
+	VMOVSS        X10, (AX)
 	VEXTRACTF64X4 $0x01, Z11, Y0
 	VADDPS        Y0, Y11, Y11
 	VEXTRACTF32X4 $0x01, Y11, X0
@@ -1234,7 +1252,7 @@ group:
 	VADDPS        X0, X11, X11
 	VMOVSHDUP     X11, X0
 	VADDSS        X0, X11, X11
-	VMOVSS        X11, 12(AX)(CX*1)
+	VMOVSS        X11, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z12, Y0
 	VADDPS        Y0, Y12, Y12
 	VEXTRACTF32X4 $0x01, Y12, X0
@@ -1243,24 +1261,23 @@ group:
 	VADDPS        X0, X12, X12
 	VMOVSHDUP     X12, X0
 	VADDSS        X0, X12, X12
-	VMOVSS        X12, 12(AX)(CX*2)
+	VMOVSS        X12, (AX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func streamMXFP4AVX512x4(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamMXFP4AVX512x4(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamMXFP4AVX512x4(SB), NOSPLIT, $0-56
+TEXT ·streamMXFP4AVX512x4(SB), NOSPLIT, $0-80
 	MOVQ   groups+0(FP), AX
-	MOVQ   AX, CX
-	IMUL3Q $0x00000010, CX, CX
-	MOVQ   x+8(FP), DX
-	MOVQ   xStride+16(FP), BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   w+24(FP), DI
-	LEAQ   (CX)(CX*2), R8
-	MOVQ   AX, R9
-	MOVQ   scales+32(FP), R10
-	LEAQ   (R9)(R9*2), R11
+	MOVQ   x+8(FP), CX
+	MOVQ   xStride+16(FP), DX
+	LEAQ   (DX)(DX*2), BX
+	MOVQ   w+24(FP), SI
+	MOVQ   wStride+32(FP), DI
+	LEAQ   (DI)(DI*2), R8
+	MOVQ   scales+40(FP), R9
+	MOVQ   scaleStride+48(FP), R10
+	LEAQ   (R10)(R10*2), R11
 	LEAQ   scales<>+0(SB), R12
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
@@ -1280,82 +1297,83 @@ TEXT ·streamMXFP4AVX512x4(SB), NOSPLIT, $0-56
 	VPXORD Z15, Z15, Z15
 
 group:
-	MOVBLZX       (R10), R13
+	MOVBLZX       (R9), R13
 	VBROADCASTSS  (R12)(R13*4), Z16
 	VMULPS        codes<>+0(SB), Z16, Z16
-	VPMOVZXBD     (DI), Z17
+	VPMOVZXBD     (SI), Z17
 	VPERMPS       Z16, Z17, Z18
 	VPSRLD        $0x04, Z17, Z17
 	VPERMPS       Z16, Z17, Z16
-	MOVBLZX       (R10)(R9*1), R13
+	MOVBLZX       (R9)(R10*1), R13
 	VBROADCASTSS  (R12)(R13*4), Z17
 	VMULPS        codes<>+0(SB), Z17, Z17
-	VPMOVZXBD     (DI)(CX*1), Z19
+	VPMOVZXBD     (SI)(DI*1), Z19
 	VPERMPS       Z17, Z19, Z20
 	VPSRLD        $0x04, Z19, Z19
 	VPERMPS       Z17, Z19, Z17
-	MOVBLZX       (R10)(R9*2), R13
+	MOVBLZX       (R9)(R10*2), R13
 	VBROADCASTSS  (R12)(R13*4), Z19
 	VMULPS        codes<>+0(SB), Z19, Z19
-	VPMOVZXBD     (DI)(CX*2), Z21
+	VPMOVZXBD     (SI)(DI*2), Z21
 	VPERMPS       Z19, Z21, Z22
 	VPSRLD        $0x04, Z21, Z21
 	VPERMPS       Z19, Z21, Z19
-	MOVBLZX       (R10)(R11*1), R13
+	MOVBLZX       (R9)(R11*1), R13
 	VBROADCASTSS  (R12)(R13*4), Z21
 	VMULPS        codes<>+0(SB), Z21, Z21
-	VPMOVZXBD     (DI)(R8*1), Z23
+	VPMOVZXBD     (SI)(R8*1), Z23
 	VPERMPS       Z21, Z23, Z24
 	VPSRLD        $0x04, Z23, Z23
 	VPERMPS       Z21, Z23, Z21
-	VMOVUPS       (DX), Z23
+	VMOVUPS       (CX), Z23
 	VFMADD231PS   Z23, Z18, Z0
 	VFMADD231PS   Z23, Z20, Z4
 	VFMADD231PS   Z23, Z22, Z8
 	VFMADD231PS   Z23, Z24, Z12
-	VMOVUPS       (DX)(BX*1), Z23
+	VMOVUPS       (CX)(DX*1), Z23
 	VFMADD231PS   Z23, Z18, Z1
 	VFMADD231PS   Z23, Z20, Z5
 	VFMADD231PS   Z23, Z22, Z9
 	VFMADD231PS   Z23, Z24, Z13
-	VMOVUPS       (DX)(BX*2), Z23
+	VMOVUPS       (CX)(DX*2), Z23
 	VFMADD231PS   Z23, Z18, Z2
 	VFMADD231PS   Z23, Z20, Z6
 	VFMADD231PS   Z23, Z22, Z10
 	VFMADD231PS   Z23, Z24, Z14
-	VMOVUPS       (DX)(SI*1), Z23
+	VMOVUPS       (CX)(BX*1), Z23
 	VFMADD231PS   Z23, Z18, Z3
 	VFMADD231PS   Z23, Z20, Z7
 	VFMADD231PS   Z23, Z22, Z11
 	VFMADD231PS   Z23, Z24, Z15
-	VMOVUPS       64(DX), Z18
+	VMOVUPS       64(CX), Z18
 	VFMADD231PS   Z18, Z16, Z0
 	VFMADD231PS   Z18, Z17, Z4
 	VFMADD231PS   Z18, Z19, Z8
 	VFMADD231PS   Z18, Z21, Z12
-	VMOVUPS       64(DX)(BX*1), Z18
+	VMOVUPS       64(CX)(DX*1), Z18
 	VFMADD231PS   Z18, Z16, Z1
 	VFMADD231PS   Z18, Z17, Z5
 	VFMADD231PS   Z18, Z19, Z9
 	VFMADD231PS   Z18, Z21, Z13
-	VMOVUPS       64(DX)(BX*2), Z18
+	VMOVUPS       64(CX)(DX*2), Z18
 	VFMADD231PS   Z18, Z16, Z2
 	VFMADD231PS   Z18, Z17, Z6
 	VFMADD231PS   Z18, Z19, Z10
 	VFMADD231PS   Z18, Z21, Z14
-	VMOVUPS       64(DX)(SI*1), Z18
+	VMOVUPS       64(CX)(BX*1), Z18
 	VFMADD231PS   Z18, Z16, Z3
 	VFMADD231PS   Z18, Z17, Z7
 	VFMADD231PS   Z18, Z19, Z11
 	VFMADD231PS   Z18, Z21, Z15
-	ADDQ          $+128, DX
-	ADDQ          $+16, DI
-	ADDQ          $+1, R10
+	ADDQ          $+128, CX
+	ADDQ          $+16, SI
+	ADDQ          $+1, R9
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
 	LEAQ          (CX)(CX*2), DX
+	MOVQ          rowStride+72(FP), BX
 	VEXTRACTF64X4 $0x01, Z0, Y16
 	VADDPS        Y16, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X16
@@ -1392,6 +1410,7 @@ group:
 	VMOVSHDUP     X3, X0
 	VADDSS        X0, X3, X3
 	VMOVSS        X3, (AX)(DX*1)
+	ADDQ          BX, AX
 	VEXTRACTF64X4 $0x01, Z4, Y0
 	VADDPS        Y0, Y4, Y4
 	VEXTRACTF32X4 $0x01, Y4, X0
@@ -1400,7 +1419,7 @@ group:
 	VADDPS        X0, X4, X4
 	VMOVSHDUP     X4, X0
 	VADDSS        X0, X4, X4
-	VMOVSS        X4, 4(AX)
+	VMOVSS        X4, (AX)
 	VEXTRACTF64X4 $0x01, Z5, Y0
 	VADDPS        Y0, Y5, Y5
 	VEXTRACTF32X4 $0x01, Y5, X0
@@ -1409,7 +1428,7 @@ group:
 	VADDPS        X0, X5, X5
 	VMOVSHDUP     X5, X0
 	VADDSS        X0, X5, X5
-	VMOVSS        X5, 4(AX)(CX*1)
+	VMOVSS        X5, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z6, Y0
 	VADDPS        Y0, Y6, Y6
 	VEXTRACTF32X4 $0x01, Y6, X0
@@ -1418,7 +1437,7 @@ group:
 	VADDPS        X0, X6, X6
 	VMOVSHDUP     X6, X0
 	VADDSS        X0, X6, X6
-	VMOVSS        X6, 4(AX)(CX*2)
+	VMOVSS        X6, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z7, Y0
 	VADDPS        Y0, Y7, Y7
 	VEXTRACTF32X4 $0x01, Y7, X0
@@ -1427,7 +1446,8 @@ group:
 	VADDPS        X0, X7, X7
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
-	VMOVSS        X7, 4(AX)(DX*1)
+	VMOVSS        X7, (AX)(DX*1)
+	ADDQ          BX, AX
 	VEXTRACTF64X4 $0x01, Z8, Y0
 	VADDPS        Y0, Y8, Y8
 	VEXTRACTF32X4 $0x01, Y8, X0
@@ -1436,7 +1456,7 @@ group:
 	VADDPS        X0, X8, X8
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
-	VMOVSS        X8, 8(AX)
+	VMOVSS        X8, (AX)
 	VEXTRACTF64X4 $0x01, Z9, Y0
 	VADDPS        Y0, Y9, Y9
 	VEXTRACTF32X4 $0x01, Y9, X0
@@ -1445,7 +1465,7 @@ group:
 	VADDPS        X0, X9, X9
 	VMOVSHDUP     X9, X0
 	VADDSS        X0, X9, X9
-	VMOVSS        X9, 8(AX)(CX*1)
+	VMOVSS        X9, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z10, Y0
 	VADDPS        Y0, Y10, Y10
 	VEXTRACTF32X4 $0x01, Y10, X0
@@ -1454,7 +1474,7 @@ group:
 	VADDPS        X0, X10, X10
 	VMOVSHDUP     X10, X0
 	VADDSS        X0, X10, X10
-	VMOVSS        X10, 8(AX)(CX*2)
+	VMOVSS        X10, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z11, Y0
 	VADDPS        Y0, Y11, Y11
 	VEXTRACTF32X4 $0x01, Y11, X0
@@ -1463,7 +1483,8 @@ group:
 	VADDPS        X0, X11, X11
 	VMOVSHDUP     X11, X0
 	VADDSS        X0, X11, X11
-	VMOVSS        X11, 8(AX)(DX*1)
+	VMOVSS        X11, (AX)(DX*1)
+	ADDQ          BX, AX
 	VEXTRACTF64X4 $0x01, Z12, Y0
 	VADDPS        Y0, Y12, Y12
 	VEXTRACTF32X4 $0x01, Y12, X0
@@ -1472,7 +1493,7 @@ group:
 	VADDPS        X0, X12, X12
 	VMOVSHDUP     X12, X0
 	VADDSS        X0, X12, X12
-	VMOVSS        X12, 12(AX)
+	VMOVSS        X12, (AX)
 	VEXTRACTF64X4 $0x01, Z13, Y0
 	VADDPS        Y0, Y13, Y13
 	VEXTRACTF32X4 $0x01, Y13, X0
@@ -1481,7 +1502,7 @@ group:
 	VADDPS        X0, X13, X13
 	VMOVSHDUP     X13, X0
 	VADDSS        X0, X13, X13
-	VMOVSS        X13, 12(AX)(CX*1)
+	VMOVSS        X13, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z14, Y0
 	VADDPS        Y0, Y14, Y14
 	VEXTRACTF32X4 $0x01, Y14, X0
@@ -1490,7 +1511,7 @@ group:
 	VADDPS        X0, X14, X14
 	VMOVSHDUP     X14, X0
 	VADDSS        X0, X14, X14
-	VMOVSS        X14, 12(AX)(CX*2)
+	VMOVSS        X14, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z15, Y0
 	VADDPS        Y0, Y15, Y15
 	VEXTRACTF32X4 $0x01, Y15, X0
@@ -1499,24 +1520,23 @@ group:
 	VADDPS        X0, X15, X15
 	VMOVSHDUP     X15, X0
 	VADDSS        X0, X15, X15
-	VMOVSS        X15, 12(AX)(DX*1)
+	VMOVSS        X15, (AX)(DX*1)
 	VZEROUPPER
 	RET
 
-// func streamBF16AVX512x4(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamBF16AVX512x4(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamBF16AVX512x4(SB), NOSPLIT, $0-56
+TEXT ·streamBF16AVX512x4(SB), NOSPLIT, $0-80
 	MOVQ         groups+0(FP), AX
-	MOVQ         AX, CX
-	IMUL3Q       $0x00000040, CX, CX
-	MOVQ         x+8(FP), DX
-	MOVQ         xStride+16(FP), BX
-	LEAQ         (BX)(BX*2), SI
-	MOVQ         w+24(FP), DI
-	LEAQ         (CX)(CX*2), R8
-	MOVQ         AX, R9
-	MOVQ         scales+32(FP), R10
-	LEAQ         (R9)(R9*2), R9
+	MOVQ         x+8(FP), CX
+	MOVQ         xStride+16(FP), DX
+	LEAQ         (DX)(DX*2), BX
+	MOVQ         w+24(FP), SI
+	MOVQ         wStride+32(FP), DI
+	LEAQ         (DI)(DI*2), R8
+	MOVQ         scales+40(FP), R9
+	MOVQ         scaleStride+48(FP), R10
+	LEAQ         (R10)(R10*2), R10
 	VPBROADCASTD upperHalf<>+0(SB), Z0
 	VPXORD       Z1, Z1, Z1
 	VPXORD       Z2, Z2, Z2
@@ -1536,66 +1556,67 @@ TEXT ·streamBF16AVX512x4(SB), NOSPLIT, $0-56
 	VPXORD       Z16, Z16, Z16
 
 group:
-	VMOVUPS       (DI), Z17
+	VMOVUPS       (SI), Z17
 	VPSLLD        $0x10, Z17, Z18
 	VPANDD        Z0, Z17, Z17
-	VMOVUPS       (DI)(CX*1), Z19
+	VMOVUPS       (SI)(DI*1), Z19
 	VPSLLD        $0x10, Z19, Z20
 	VPANDD        Z0, Z19, Z19
-	VMOVUPS       (DI)(CX*2), Z21
+	VMOVUPS       (SI)(DI*2), Z21
 	VPSLLD        $0x10, Z21, Z22
 	VPANDD        Z0, Z21, Z21
-	VMOVUPS       (DI)(R8*1), Z23
+	VMOVUPS       (SI)(R8*1), Z23
 	VPSLLD        $0x10, Z23, Z24
 	VPANDD        Z0, Z23, Z23
-	VMOVUPS       (DX), Z25
+	VMOVUPS       (CX), Z25
 	VFMADD231PS   Z25, Z18, Z1
 	VFMADD231PS   Z25, Z20, Z5
 	VFMADD231PS   Z25, Z22, Z9
 	VFMADD231PS   Z25, Z24, Z13
-	VMOVUPS       (DX)(BX*1), Z25
+	VMOVUPS       (CX)(DX*1), Z25
 	VFMADD231PS   Z25, Z18, Z2
 	VFMADD231PS   Z25, Z20, Z6
 	VFMADD231PS   Z25, Z22, Z10
 	VFMADD231PS   Z25, Z24, Z14
-	VMOVUPS       (DX)(BX*2), Z25
+	VMOVUPS       (CX)(DX*2), Z25
 	VFMADD231PS   Z25, Z18, Z3
 	VFMADD231PS   Z25, Z20, Z7
 	VFMADD231PS   Z25, Z22, Z11
 	VFMADD231PS   Z25, Z24, Z15
-	VMOVUPS       (DX)(SI*1), Z25
+	VMOVUPS       (CX)(BX*1), Z25
 	VFMADD231PS   Z25, Z18, Z4
 	VFMADD231PS   Z25, Z20, Z8
 	VFMADD231PS   Z25, Z22, Z12
 	VFMADD231PS   Z25, Z24, Z16
-	VMOVUPS       64(DX), Z18
+	VMOVUPS       64(CX), Z18
 	VFMADD231PS   Z18, Z17, Z1
 	VFMADD231PS   Z18, Z19, Z5
 	VFMADD231PS   Z18, Z21, Z9
 	VFMADD231PS   Z18, Z23, Z13
-	VMOVUPS       64(DX)(BX*1), Z18
+	VMOVUPS       64(CX)(DX*1), Z18
 	VFMADD231PS   Z18, Z17, Z2
 	VFMADD231PS   Z18, Z19, Z6
 	VFMADD231PS   Z18, Z21, Z10
 	VFMADD231PS   Z18, Z23, Z14
-	VMOVUPS       64(DX)(BX*2), Z18
+	VMOVUPS       64(CX)(DX*2), Z18
 	VFMADD231PS   Z18, Z17, Z3
 	VFMADD231PS   Z18, Z19, Z7
 	VFMADD231PS   Z18, Z21, Z11
 	VFMADD231PS   Z18, Z23, Z15
-	VMOVUPS       64(DX)(SI*1), Z18
+	VMOVUPS       64(CX)(BX*1), Z18
 	VFMADD231PS   Z18, Z17, Z4
 	VFMADD231PS   Z18, Z19, Z8
 	VFMADD231PS   Z18, Z21, Z12
 	VFMADD231PS   Z18, Z23, Z16
-	ADDQ          $+128, DX
-	ADDQ          $+64, DI
-	ADDQ          $+1, R10
+	ADDQ          $+128, CX
+	ADDQ          $+64, SI
+	ADDQ          $+1, R9
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
 	LEAQ          (CX)(CX*2), DX
+	MOVQ          rowStride+72(FP), BX
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VADDPS        Y0, Y1, Y1
 	VEXTRACTF32X4 $0x01, Y1, X0
@@ -1632,6 +1653,7 @@ group:
 	VMOVSHDUP     X4, X0
 	VADDSS        X0, X4, X4
 	VMOVSS        X4, (AX)(DX*1)
+	ADDQ          BX, AX
 	VEXTRACTF64X4 $0x01, Z5, Y0
 	VADDPS        Y0, Y5, Y5
 	VEXTRACTF32X4 $0x01, Y5, X0
@@ -1640,7 +1662,7 @@ group:
 	VADDPS        X0, X5, X5
 	VMOVSHDUP     X5, X0
 	VADDSS        X0, X5, X5
-	VMOVSS        X5, 4(AX)
+	VMOVSS        X5, (AX)
 	VEXTRACTF64X4 $0x01, Z6, Y0
 	VADDPS        Y0, Y6, Y6
 	VEXTRACTF32X4 $0x01, Y6, X0
@@ -1649,7 +1671,7 @@ group:
 	VADDPS        X0, X6, X6
 	VMOVSHDUP     X6, X0
 	VADDSS        X0, X6, X6
-	VMOVSS        X6, 4(AX)(CX*1)
+	VMOVSS        X6, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z7, Y0
 	VADDPS        Y0, Y7, Y7
 	VEXTRACTF32X4 $0x01, Y7, X0
@@ -1658,7 +1680,7 @@ group:
 	VADDPS        X0, X7, X7
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
-	VMOVSS        X7, 4(AX)(CX*2)
+	VMOVSS        X7, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z8, Y0
 	VADDPS        Y0, Y8, Y8
 	VEXTRACTF32X4 $0x01, Y8, X0
@@ -1667,7 +1689,8 @@ group:
 	VADDPS        X0, X8, X8
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
-	VMOVSS        X8, 4(AX)(DX*1)
+	VMOVSS        X8, (AX)(DX*1)
+	ADDQ          BX, AX
 	VEXTRACTF64X4 $0x01, Z9, Y0
 	VADDPS        Y0, Y9, Y9
 	VEXTRACTF32X4 $0x01, Y9, X0
@@ -1676,7 +1699,7 @@ group:
 	VADDPS        X0, X9, X9
 	VMOVSHDUP     X9, X0
 	VADDSS        X0, X9, X9
-	VMOVSS        X9, 8(AX)
+	VMOVSS        X9, (AX)
 	VEXTRACTF64X4 $0x01, Z10, Y0
 	VADDPS        Y0, Y10, Y10
 	VEXTRACTF32X4 $0x01, Y10, X0
@@ -1685,7 +1708,7 @@ group:
 	VADDPS        X0, X10, X10
 	VMOVSHDUP     X10, X0
 	VADDSS        X0, X10, X10
-	VMOVSS        X10, 8(AX)(CX*1)
+	VMOVSS        X10, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z11, Y0
 	VADDPS        Y0, Y11, Y11
 	VEXTRACTF32X4 $0x01, Y11, X0
@@ -1694,7 +1717,7 @@ group:
 	VADDPS        X0, X11, X11
 	VMOVSHDUP     X11, X0
 	VADDSS        X0, X11, X11
-	VMOVSS        X11, 8(AX)(CX*2)
+	VMOVSS        X11, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z12, Y0
 	VADDPS        Y0, Y12, Y12
 	VEXTRACTF32X4 $0x01, Y12, X0
@@ -1703,7 +1726,8 @@ group:
 	VADDPS        X0, X12, X12
 	VMOVSHDUP     X12, X0
 	VADDSS        X0, X12, X12
-	VMOVSS        X12, 8(AX)(DX*1)
+	VMOVSS        X12, (AX)(DX*1)
+	ADDQ          BX, AX
 	VEXTRACTF64X4 $0x01, Z13, Y0
 	VADDPS        Y0, Y13, Y13
 	VEXTRACTF32X4 $0x01, Y13, X0
@@ -1712,7 +1736,7 @@ group:
 	VADDPS        X0, X13, X13
 	VMOVSHDUP     X13, X0
 	VADDSS        X0, X13, X13
-	VMOVSS        X13, 12(AX)
+	VMOVSS        X13, (AX)
 	VEXTRACTF64X4 $0x01, Z14, Y0
 	VADDPS        Y0, Y14, Y14
 	VEXTRACTF32X4 $0x01, Y14, X0
@@ -1721,7 +1745,7 @@ group:
 	VADDPS        X0, X14, X14
 	VMOVSHDUP     X14, X0
 	VADDSS        X0, X14, X14
-	VMOVSS        X14, 12(AX)(CX*1)
+	VMOVSS        X14, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z15, Y0
 	VADDPS        Y0, Y15, Y15
 	VEXTRACTF32X4 $0x01, Y15, X0
@@ -1730,7 +1754,7 @@ group:
 	VADDPS        X0, X15, X15
 	VMOVSHDUP     X15, X0
 	VADDSS        X0, X15, X15
-	VMOVSS        X15, 12(AX)(CX*2)
+	VMOVSS        X15, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z16, Y0
 	VADDPS        Y0, Y16, Y16
 	VEXTRACTF32X4 $0x01, Y16, X0
@@ -1739,23 +1763,22 @@ group:
 	VADDPS        X0, X16, X16
 	VMOVSHDUP     X16, X0
 	VADDSS        X0, X16, X16
-	VMOVSS        X16, 12(AX)(DX*1)
+	VMOVSS        X16, (AX)(DX*1)
 	VZEROUPPER
 	RET
 
-// func streamMXFP4AVX512x5(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamMXFP4AVX512x5(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamMXFP4AVX512x5(SB), NOSPLIT, $0-56
+TEXT ·streamMXFP4AVX512x5(SB), NOSPLIT, $0-80
 	MOVQ   groups+0(FP), AX
-	MOVQ   AX, CX
-	IMUL3Q $0x00000010, CX, CX
-	MOVQ   x+8(FP), DX
-	MOVQ   xStride+16(FP), BX
-	LEAQ   (BX)(BX*2), SI
-	LEAQ   (DX)(BX*4), DI
-	MOVQ   w+24(FP), R8
-	MOVQ   AX, R9
-	MOVQ   scales+32(FP), R10
+	MOVQ   x+8(FP), CX
+	MOVQ   xStride+16(FP), DX
+	LEAQ   (DX)(DX*2), BX
+	LEAQ   (CX)(DX*4), SI
+	MOVQ   w+24(FP), DI
+	MOVQ   wStride+32(FP), R8
+	MOVQ   scales+40(FP), R9
+	MOVQ   scaleStride+48(FP), R10
 	LEAQ   scales<>+0(SB), R11
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
@@ -1774,77 +1797,78 @@ TEXT ·streamMXFP4AVX512x5(SB), NOSPLIT, $0-56
 	VPXORD Z14, Z14, Z14
 
 group:
-	MOVBLZX       (R10), R12
+	MOVBLZX       (R9), R12
 	VBROADCASTSS  (R11)(R12*4), Z15
 	VMULPS        codes<>+0(SB), Z15, Z15
-	VPMOVZXBD     (R8), Z16
+	VPMOVZXBD     (DI), Z16
 	VPERMPS       Z15, Z16, Z17
 	VPSRLD        $0x04, Z16, Z16
 	VPERMPS       Z15, Z16, Z15
-	MOVBLZX       (R10)(R9*1), R12
+	MOVBLZX       (R9)(R10*1), R12
 	VBROADCASTSS  (R11)(R12*4), Z16
 	VMULPS        codes<>+0(SB), Z16, Z16
-	VPMOVZXBD     (R8)(CX*1), Z18
+	VPMOVZXBD     (DI)(R8*1), Z18
 	VPERMPS       Z16, Z18, Z19
 	VPSRLD        $0x04, Z18, Z18
 	VPERMPS       Z16, Z18, Z16
-	MOVBLZX       (R10)(R9*2), R12
+	MOVBLZX       (R9)(R10*2), R12
 	VBROADCASTSS  (R11)(R12*4), Z18
 	VMULPS        codes<>+0(SB), Z18, Z18
-	VPMOVZXBD     (R8)(CX*2), Z20
+	VPMOVZXBD     (DI)(R8*2), Z20
 	VPERMPS       Z18, Z20, Z21
 	VPSRLD        $0x04, Z20, Z20
 	VPERMPS       Z18, Z20, Z18
-	VMOVUPS       (DX), Z20
+	VMOVUPS       (CX), Z20
 	VFMADD231PS   Z20, Z17, Z0
 	VFMADD231PS   Z20, Z19, Z5
 	VFMADD231PS   Z20, Z21, Z10
-	VMOVUPS       (DX)(BX*1), Z20
+	VMOVUPS       (CX)(DX*1), Z20
 	VFMADD231PS   Z20, Z17, Z1
 	VFMADD231PS   Z20, Z19, Z6
 	VFMADD231PS   Z20, Z21, Z11
-	VMOVUPS       (DX)(BX*2), Z20
+	VMOVUPS       (CX)(DX*2), Z20
 	VFMADD231PS   Z20, Z17, Z2
 	VFMADD231PS   Z20, Z19, Z7
 	VFMADD231PS   Z20, Z21, Z12
-	VMOVUPS       (DX)(SI*1), Z20
+	VMOVUPS       (CX)(BX*1), Z20
 	VFMADD231PS   Z20, Z17, Z3
 	VFMADD231PS   Z20, Z19, Z8
 	VFMADD231PS   Z20, Z21, Z13
-	VMOVUPS       (DI), Z20
+	VMOVUPS       (SI), Z20
 	VFMADD231PS   Z20, Z17, Z4
 	VFMADD231PS   Z20, Z19, Z9
 	VFMADD231PS   Z20, Z21, Z14
-	VMOVUPS       64(DX), Z17
+	VMOVUPS       64(CX), Z17
 	VFMADD231PS   Z17, Z15, Z0
 	VFMADD231PS   Z17, Z16, Z5
 	VFMADD231PS   Z17, Z18, Z10
-	VMOVUPS       64(DX)(BX*1), Z17
+	VMOVUPS       64(CX)(DX*1), Z17
 	VFMADD231PS   Z17, Z15, Z1
 	VFMADD231PS   Z17, Z16, Z6
 	VFMADD231PS   Z17, Z18, Z11
-	VMOVUPS       64(DX)(BX*2), Z17
+	VMOVUPS       64(CX)(DX*2), Z17
 	VFMADD231PS   Z17, Z15, Z2
 	VFMADD231PS   Z17, Z16, Z7
 	VFMADD231PS   Z17, Z18, Z12
-	VMOVUPS       64(DX)(SI*1), Z17
+	VMOVUPS       64(CX)(BX*1), Z17
 	VFMADD231PS   Z17, Z15, Z3
 	VFMADD231PS   Z17, Z16, Z8
 	VFMADD231PS   Z17, Z18, Z13
-	VMOVUPS       64(DI), Z17
+	VMOVUPS       64(SI), Z17
 	VFMADD231PS   Z17, Z15, Z4
 	VFMADD231PS   Z17, Z16, Z9
 	VFMADD231PS   Z17, Z18, Z14
-	ADDQ          $+128, DX
-	ADDQ          $+128, DI
-	ADDQ          $+16, R8
-	ADDQ          $+1, R10
+	ADDQ          $+128, CX
+	ADDQ          $+128, SI
+	ADDQ          $+16, DI
+	ADDQ          $+1, R9
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
 	LEAQ          (CX)(CX*2), DX
 	LEAQ          (AX)(CX*4), BX
+	MOVQ          rowStride+72(FP), SI
 	VEXTRACTF64X4 $0x01, Z0, Y15
 	VADDPS        Y15, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X15
@@ -1890,6 +1914,8 @@ group:
 	VMOVSHDUP     X4, X0
 	VADDSS        X0, X4, X4
 	VMOVSS        X4, (BX)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z5, Y0
 	VADDPS        Y0, Y5, Y5
 	VEXTRACTF32X4 $0x01, Y5, X0
@@ -1898,7 +1924,7 @@ group:
 	VADDPS        X0, X5, X5
 	VMOVSHDUP     X5, X0
 	VADDSS        X0, X5, X5
-	VMOVSS        X5, 4(AX)
+	VMOVSS        X5, (AX)
 	VEXTRACTF64X4 $0x01, Z6, Y0
 	VADDPS        Y0, Y6, Y6
 	VEXTRACTF32X4 $0x01, Y6, X0
@@ -1907,7 +1933,7 @@ group:
 	VADDPS        X0, X6, X6
 	VMOVSHDUP     X6, X0
 	VADDSS        X0, X6, X6
-	VMOVSS        X6, 4(AX)(CX*1)
+	VMOVSS        X6, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z7, Y0
 	VADDPS        Y0, Y7, Y7
 	VEXTRACTF32X4 $0x01, Y7, X0
@@ -1916,7 +1942,7 @@ group:
 	VADDPS        X0, X7, X7
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
-	VMOVSS        X7, 4(AX)(CX*2)
+	VMOVSS        X7, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z8, Y0
 	VADDPS        Y0, Y8, Y8
 	VEXTRACTF32X4 $0x01, Y8, X0
@@ -1925,7 +1951,7 @@ group:
 	VADDPS        X0, X8, X8
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
-	VMOVSS        X8, 4(AX)(DX*1)
+	VMOVSS        X8, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z9, Y0
 	VADDPS        Y0, Y9, Y9
 	VEXTRACTF32X4 $0x01, Y9, X0
@@ -1934,7 +1960,9 @@ group:
 	VADDPS        X0, X9, X9
 	VMOVSHDUP     X9, X0
 	VADDSS        X0, X9, X9
-	VMOVSS        X9, 4(BX)
+	VMOVSS        X9, (BX)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z10, Y0
 	VADDPS        Y0, Y10, Y10
 	VEXTRACTF32X4 $0x01, Y10, X0
@@ -1943,7 +1971,7 @@ group:
 	VADDPS        X0, X10, X10
 	VMOVSHDUP     X10, X0
 	VADDSS        X0, X10, X10
-	VMOVSS        X10, 8(AX)
+	VMOVSS        X10, (AX)
 	VEXTRACTF64X4 $0x01, Z11, Y0
 	VADDPS        Y0, Y11, Y11
 	VEXTRACTF32X4 $0x01, Y11, X0
@@ -1952,7 +1980,7 @@ group:
 	VADDPS        X0, X11, X11
 	VMOVSHDUP     X11, X0
 	VADDSS        X0, X11, X11
-	VMOVSS        X11, 8(AX)(CX*1)
+	VMOVSS        X11, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z12, Y0
 	VADDPS        Y0, Y12, Y12
 	VEXTRACTF32X4 $0x01, Y12, X0
@@ -1961,7 +1989,7 @@ group:
 	VADDPS        X0, X12, X12
 	VMOVSHDUP     X12, X0
 	VADDSS        X0, X12, X12
-	VMOVSS        X12, 8(AX)(CX*2)
+	VMOVSS        X12, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z13, Y0
 	VADDPS        Y0, Y13, Y13
 	VEXTRACTF32X4 $0x01, Y13, X0
@@ -1970,7 +1998,7 @@ group:
 	VADDPS        X0, X13, X13
 	VMOVSHDUP     X13, X0
 	VADDSS        X0, X13, X13
-	VMOVSS        X13, 8(AX)(DX*1)
+	VMOVSS        X13, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z14, Y0
 	VADDPS        Y0, Y14, Y14
 	VEXTRACTF32X4 $0x01, Y14, X0
@@ -1979,23 +2007,22 @@ group:
 	VADDPS        X0, X14, X14
 	VMOVSHDUP     X14, X0
 	VADDSS        X0, X14, X14
-	VMOVSS        X14, 8(BX)
+	VMOVSS        X14, (BX)
 	VZEROUPPER
 	RET
 
-// func streamBF16AVX512x5(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamBF16AVX512x5(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamBF16AVX512x5(SB), NOSPLIT, $0-56
+TEXT ·streamBF16AVX512x5(SB), NOSPLIT, $0-80
 	MOVQ         groups+0(FP), AX
-	MOVQ         AX, CX
-	IMUL3Q       $0x00000040, CX, CX
-	MOVQ         x+8(FP), DX
-	MOVQ         xStride+16(FP), BX
-	LEAQ         (BX)(BX*2), SI
-	LEAQ         (DX)(BX*4), DI
-	MOVQ         w+24(FP), R8
-	MOVQ         AX, R9
-	MOVQ         scales+32(FP), R9
+	MOVQ         x+8(FP), CX
+	MOVQ         xStride+16(FP), DX
+	LEAQ         (DX)(DX*2), BX
+	LEAQ         (CX)(DX*4), SI
+	MOVQ         w+24(FP), DI
+	MOVQ         wStride+32(FP), R8
+	MOVQ         scales+40(FP), R9
+	MOVQ         scaleStride+48(FP), R10
 	VPBROADCASTD upperHalf<>+0(SB), Z0
 	VPXORD       Z1, Z1, Z1
 	VPXORD       Z2, Z2, Z2
@@ -2014,65 +2041,66 @@ TEXT ·streamBF16AVX512x5(SB), NOSPLIT, $0-56
 	VPXORD       Z15, Z15, Z15
 
 group:
-	VMOVUPS       (R8), Z16
+	VMOVUPS       (DI), Z16
 	VPSLLD        $0x10, Z16, Z17
 	VPANDD        Z0, Z16, Z16
-	VMOVUPS       (R8)(CX*1), Z18
+	VMOVUPS       (DI)(R8*1), Z18
 	VPSLLD        $0x10, Z18, Z19
 	VPANDD        Z0, Z18, Z18
-	VMOVUPS       (R8)(CX*2), Z20
+	VMOVUPS       (DI)(R8*2), Z20
 	VPSLLD        $0x10, Z20, Z21
 	VPANDD        Z0, Z20, Z20
-	VMOVUPS       (DX), Z22
+	VMOVUPS       (CX), Z22
 	VFMADD231PS   Z22, Z17, Z1
 	VFMADD231PS   Z22, Z19, Z6
 	VFMADD231PS   Z22, Z21, Z11
-	VMOVUPS       (DX)(BX*1), Z22
+	VMOVUPS       (CX)(DX*1), Z22
 	VFMADD231PS   Z22, Z17, Z2
 	VFMADD231PS   Z22, Z19, Z7
 	VFMADD231PS   Z22, Z21, Z12
-	VMOVUPS       (DX)(BX*2), Z22
+	VMOVUPS       (CX)(DX*2), Z22
 	VFMADD231PS   Z22, Z17, Z3
 	VFMADD231PS   Z22, Z19, Z8
 	VFMADD231PS   Z22, Z21, Z13
-	VMOVUPS       (DX)(SI*1), Z22
+	VMOVUPS       (CX)(BX*1), Z22
 	VFMADD231PS   Z22, Z17, Z4
 	VFMADD231PS   Z22, Z19, Z9
 	VFMADD231PS   Z22, Z21, Z14
-	VMOVUPS       (DI), Z22
+	VMOVUPS       (SI), Z22
 	VFMADD231PS   Z22, Z17, Z5
 	VFMADD231PS   Z22, Z19, Z10
 	VFMADD231PS   Z22, Z21, Z15
-	VMOVUPS       64(DX), Z17
+	VMOVUPS       64(CX), Z17
 	VFMADD231PS   Z17, Z16, Z1
 	VFMADD231PS   Z17, Z18, Z6
 	VFMADD231PS   Z17, Z20, Z11
-	VMOVUPS       64(DX)(BX*1), Z17
+	VMOVUPS       64(CX)(DX*1), Z17
 	VFMADD231PS   Z17, Z16, Z2
 	VFMADD231PS   Z17, Z18, Z7
 	VFMADD231PS   Z17, Z20, Z12
-	VMOVUPS       64(DX)(BX*2), Z17
+	VMOVUPS       64(CX)(DX*2), Z17
 	VFMADD231PS   Z17, Z16, Z3
 	VFMADD231PS   Z17, Z18, Z8
 	VFMADD231PS   Z17, Z20, Z13
-	VMOVUPS       64(DX)(SI*1), Z17
+	VMOVUPS       64(CX)(BX*1), Z17
 	VFMADD231PS   Z17, Z16, Z4
 	VFMADD231PS   Z17, Z18, Z9
 	VFMADD231PS   Z17, Z20, Z14
-	VMOVUPS       64(DI), Z17
+	VMOVUPS       64(SI), Z17
 	VFMADD231PS   Z17, Z16, Z5
 	VFMADD231PS   Z17, Z18, Z10
 	VFMADD231PS   Z17, Z20, Z15
-	ADDQ          $+128, DX
-	ADDQ          $+128, DI
-	ADDQ          $+64, R8
+	ADDQ          $+128, CX
+	ADDQ          $+128, SI
+	ADDQ          $+64, DI
 	ADDQ          $+1, R9
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
 	LEAQ          (CX)(CX*2), DX
 	LEAQ          (AX)(CX*4), BX
+	MOVQ          rowStride+72(FP), SI
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VADDPS        Y0, Y1, Y1
 	VEXTRACTF32X4 $0x01, Y1, X0
@@ -2118,6 +2146,8 @@ group:
 	VMOVSHDUP     X5, X0
 	VADDSS        X0, X5, X5
 	VMOVSS        X5, (BX)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z6, Y0
 	VADDPS        Y0, Y6, Y6
 	VEXTRACTF32X4 $0x01, Y6, X0
@@ -2126,7 +2156,7 @@ group:
 	VADDPS        X0, X6, X6
 	VMOVSHDUP     X6, X0
 	VADDSS        X0, X6, X6
-	VMOVSS        X6, 4(AX)
+	VMOVSS        X6, (AX)
 	VEXTRACTF64X4 $0x01, Z7, Y0
 	VADDPS        Y0, Y7, Y7
 	VEXTRACTF32X4 $0x01, Y7, X0
@@ -2135,7 +2165,7 @@ group:
 	VADDPS        X0, X7, X7
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
-	VMOVSS        X7, 4(AX)(CX*1)
+	VMOVSS        X7, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z8, Y0
 	VADDPS        Y0, Y8, Y8
 	VEXTRACTF32X4 $0x01, Y8, X0
@@ -2144,7 +2174,7 @@ group:
 	VADDPS        X0, X8, X8
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
-	VMOVSS        X8, 4(AX)(CX*2)
+	VMOVSS        X8, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z9, Y0
 	VADDPS        Y0, Y9, Y9
 	VEXTRACTF32X4 $0x01, Y9, X0
@@ -2153,7 +2183,7 @@ group:
 	VADDPS        X0, X9, X9
 	VMOVSHDUP     X9, X0
 	VADDSS        X0, X9, X9
-	VMOVSS        X9, 4(AX)(DX*1)
+	VMOVSS        X9, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z10, Y0
 	VADDPS        Y0, Y10, Y10
 	VEXTRACTF32X4 $0x01, Y10, X0
@@ -2162,7 +2192,9 @@ group:
 	VADDPS        X0, X10, X10
 	VMOVSHDUP     X10, X0
 	VADDSS        X0, X10, X10
-	VMOVSS        X10, 4(BX)
+	VMOVSS        X10, (BX)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z11, Y0
 	VADDPS        Y0, Y11, Y11
 	VEXTRACTF32X4 $0x01, Y11, X0
@@ -2171,7 +2203,7 @@ group:
 	VADDPS        X0, X11, X11
 	VMOVSHDUP     X11, X0
 	VADDSS        X0, X11, X11
-	VMOVSS        X11, 8(AX)
+	VMOVSS        X11, (AX)
 	VEXTRACTF64X4 $0x01, Z12, Y0
 	VADDPS        Y0, Y12, Y12
 	VEXTRACTF32X4 $0x01, Y12, X0
@@ -2180,7 +2212,7 @@ group:
 	VADDPS        X0, X12, X12
 	VMOVSHDUP     X12, X0
 	VADDSS        X0, X12, X12
-	VMOVSS        X12, 8(AX)(CX*1)
+	VMOVSS        X12, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z13, Y0
 	VADDPS        Y0, Y13, Y13
 	VEXTRACTF32X4 $0x01, Y13, X0
@@ -2189,7 +2221,7 @@ group:
 	VADDPS        X0, X13, X13
 	VMOVSHDUP     X13, X0
 	VADDSS        X0, X13, X13
-	VMOVSS        X13, 8(AX)(CX*2)
+	VMOVSS        X13, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z14, Y0
 	VADDPS        Y0, Y14, Y14
 	VEXTRACTF32X4 $0x01, Y14, X0
@@ -2198,7 +2230,7 @@ group:
 	VADDPS        X0, X14, X14
 	VMOVSHDUP     X14, X0
 	VADDSS        X0, X14, X14
-	VMOVSS        X14, 8(AX)(DX*1)
+	VMOVSS        X14, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z15, Y0
 	VADDPS        Y0, Y15, Y15
 	VEXTRACTF32X4 $0x01, Y15, X0
@@ -2207,23 +2239,22 @@ group:
 	VADDPS        X0, X15, X15
 	VMOVSHDUP     X15, X0
 	VADDSS        X0, X15, X15
-	VMOVSS        X15, 8(BX)
+	VMOVSS        X15, (BX)
 	VZEROUPPER
 	RET
 
-// func streamMXFP4AVX512x6(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamMXFP4AVX512x6(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamMXFP4AVX512x6(SB), NOSPLIT, $0-56
+TEXT ·streamMXFP4AVX512x6(SB), NOSPLIT, $0-80
 	MOVQ   groups+0(FP), AX
-	MOVQ   AX, CX
-	IMUL3Q $0x00000010, CX, CX
-	MOVQ   x+8(FP), DX
-	MOVQ   xStride+16(FP), BX
-	LEAQ   (BX)(BX*2), SI
-	LEAQ   (DX)(BX*4), DI
-	MOVQ   w+24(FP), R8
-	MOVQ   AX, R9
-	MOVQ   scales+32(FP), R10
+	MOVQ   x+8(FP), CX
+	MOVQ   xStride+16(FP), DX
+	LEAQ   (DX)(DX*2), BX
+	LEAQ   (CX)(DX*4), SI
+	MOVQ   w+24(FP), DI
+	MOVQ   wStride+32(FP), R8
+	MOVQ   scales+40(FP), R9
+	MOVQ   scaleStride+48(FP), R10
 	LEAQ   scales<>+0(SB), R11
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
@@ -2245,85 +2276,86 @@ TEXT ·streamMXFP4AVX512x6(SB), NOSPLIT, $0-56
 	VPXORD Z17, Z17, Z17
 
 group:
-	MOVBLZX       (R10), R12
+	MOVBLZX       (R9), R12
 	VBROADCASTSS  (R11)(R12*4), Z18
 	VMULPS        codes<>+0(SB), Z18, Z18
-	VPMOVZXBD     (R8), Z19
+	VPMOVZXBD     (DI), Z19
 	VPERMPS       Z18, Z19, Z20
 	VPSRLD        $0x04, Z19, Z19
 	VPERMPS       Z18, Z19, Z18
-	MOVBLZX       (R10)(R9*1), R12
+	MOVBLZX       (R9)(R10*1), R12
 	VBROADCASTSS  (R11)(R12*4), Z19
 	VMULPS        codes<>+0(SB), Z19, Z19
-	VPMOVZXBD     (R8)(CX*1), Z21
+	VPMOVZXBD     (DI)(R8*1), Z21
 	VPERMPS       Z19, Z21, Z22
 	VPSRLD        $0x04, Z21, Z21
 	VPERMPS       Z19, Z21, Z19
-	MOVBLZX       (R10)(R9*2), R12
+	MOVBLZX       (R9)(R10*2), R12
 	VBROADCASTSS  (R11)(R12*4), Z21
 	VMULPS        codes<>+0(SB), Z21, Z21
-	VPMOVZXBD     (R8)(CX*2), Z23
+	VPMOVZXBD     (DI)(R8*2), Z23
 	VPERMPS       Z21, Z23, Z24
 	VPSRLD        $0x04, Z23, Z23
 	VPERMPS       Z21, Z23, Z21
-	VMOVUPS       (DX), Z23
+	VMOVUPS       (CX), Z23
 	VFMADD231PS   Z23, Z20, Z0
 	VFMADD231PS   Z23, Z22, Z6
 	VFMADD231PS   Z23, Z24, Z12
-	VMOVUPS       (DX)(BX*1), Z23
+	VMOVUPS       (CX)(DX*1), Z23
 	VFMADD231PS   Z23, Z20, Z1
 	VFMADD231PS   Z23, Z22, Z7
 	VFMADD231PS   Z23, Z24, Z13
-	VMOVUPS       (DX)(BX*2), Z23
+	VMOVUPS       (CX)(DX*2), Z23
 	VFMADD231PS   Z23, Z20, Z2
 	VFMADD231PS   Z23, Z22, Z8
 	VFMADD231PS   Z23, Z24, Z14
-	VMOVUPS       (DX)(SI*1), Z23
+	VMOVUPS       (CX)(BX*1), Z23
 	VFMADD231PS   Z23, Z20, Z3
 	VFMADD231PS   Z23, Z22, Z9
 	VFMADD231PS   Z23, Z24, Z15
-	VMOVUPS       (DI), Z23
+	VMOVUPS       (SI), Z23
 	VFMADD231PS   Z23, Z20, Z4
 	VFMADD231PS   Z23, Z22, Z10
 	VFMADD231PS   Z23, Z24, Z16
-	VMOVUPS       (DI)(BX*1), Z23
+	VMOVUPS       (SI)(DX*1), Z23
 	VFMADD231PS   Z23, Z20, Z5
 	VFMADD231PS   Z23, Z22, Z11
 	VFMADD231PS   Z23, Z24, Z17
-	VMOVUPS       64(DX), Z20
+	VMOVUPS       64(CX), Z20
 	VFMADD231PS   Z20, Z18, Z0
 	VFMADD231PS   Z20, Z19, Z6
 	VFMADD231PS   Z20, Z21, Z12
-	VMOVUPS       64(DX)(BX*1), Z20
+	VMOVUPS       64(CX)(DX*1), Z20
 	VFMADD231PS   Z20, Z18, Z1
 	VFMADD231PS   Z20, Z19, Z7
 	VFMADD231PS   Z20, Z21, Z13
-	VMOVUPS       64(DX)(BX*2), Z20
+	VMOVUPS       64(CX)(DX*2), Z20
 	VFMADD231PS   Z20, Z18, Z2
 	VFMADD231PS   Z20, Z19, Z8
 	VFMADD231PS   Z20, Z21, Z14
-	VMOVUPS       64(DX)(SI*1), Z20
+	VMOVUPS       64(CX)(BX*1), Z20
 	VFMADD231PS   Z20, Z18, Z3
 	VFMADD231PS   Z20, Z19, Z9
 	VFMADD231PS   Z20, Z21, Z15
-	VMOVUPS       64(DI), Z20
+	VMOVUPS       64(SI), Z20
 	VFMADD231PS   Z20, Z18, Z4
 	VFMADD231PS   Z20, Z19, Z10
 	VFMADD231PS   Z20, Z21, Z16
-	VMOVUPS       64(DI)(BX*1), Z20
+	VMOVUPS       64(SI)(DX*1), Z20
 	VFMADD231PS   Z20, Z18, Z5
 	VFMADD231PS   Z20, Z19, Z11
 	VFMADD231PS   Z20, Z21, Z17
-	ADDQ          $+128, DX
-	ADDQ          $+128, DI
-	ADDQ          $+16, R8
-	ADDQ          $+1, R10
+	ADDQ          $+128, CX
+	ADDQ          $+128, SI
+	ADDQ          $+16, DI
+	ADDQ          $+1, R9
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
 	LEAQ          (CX)(CX*2), DX
 	LEAQ          (AX)(CX*4), BX
+	MOVQ          rowStride+72(FP), SI
 	VEXTRACTF64X4 $0x01, Z0, Y18
 	VADDPS        Y18, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X18
@@ -2378,6 +2410,8 @@ group:
 	VMOVSHDUP     X5, X0
 	VADDSS        X0, X5, X5
 	VMOVSS        X5, (BX)(CX*1)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z6, Y0
 	VADDPS        Y0, Y6, Y6
 	VEXTRACTF32X4 $0x01, Y6, X0
@@ -2386,7 +2420,7 @@ group:
 	VADDPS        X0, X6, X6
 	VMOVSHDUP     X6, X0
 	VADDSS        X0, X6, X6
-	VMOVSS        X6, 4(AX)
+	VMOVSS        X6, (AX)
 	VEXTRACTF64X4 $0x01, Z7, Y0
 	VADDPS        Y0, Y7, Y7
 	VEXTRACTF32X4 $0x01, Y7, X0
@@ -2395,7 +2429,7 @@ group:
 	VADDPS        X0, X7, X7
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
-	VMOVSS        X7, 4(AX)(CX*1)
+	VMOVSS        X7, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z8, Y0
 	VADDPS        Y0, Y8, Y8
 	VEXTRACTF32X4 $0x01, Y8, X0
@@ -2404,7 +2438,7 @@ group:
 	VADDPS        X0, X8, X8
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
-	VMOVSS        X8, 4(AX)(CX*2)
+	VMOVSS        X8, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z9, Y0
 	VADDPS        Y0, Y9, Y9
 	VEXTRACTF32X4 $0x01, Y9, X0
@@ -2413,7 +2447,7 @@ group:
 	VADDPS        X0, X9, X9
 	VMOVSHDUP     X9, X0
 	VADDSS        X0, X9, X9
-	VMOVSS        X9, 4(AX)(DX*1)
+	VMOVSS        X9, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z10, Y0
 	VADDPS        Y0, Y10, Y10
 	VEXTRACTF32X4 $0x01, Y10, X0
@@ -2422,7 +2456,7 @@ group:
 	VADDPS        X0, X10, X10
 	VMOVSHDUP     X10, X0
 	VADDSS        X0, X10, X10
-	VMOVSS        X10, 4(BX)
+	VMOVSS        X10, (BX)
 	VEXTRACTF64X4 $0x01, Z11, Y0
 	VADDPS        Y0, Y11, Y11
 	VEXTRACTF32X4 $0x01, Y11, X0
@@ -2431,7 +2465,9 @@ group:
 	VADDPS        X0, X11, X11
 	VMOVSHDUP     X11, X0
 	VADDSS        X0, X11, X11
-	VMOVSS        X11, 4(BX)(CX*1)
+	VMOVSS        X11, (BX)(CX*1)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z12, Y0
 	VADDPS        Y0, Y12, Y12
 	VEXTRACTF32X4 $0x01, Y12, X0
@@ -2440,7 +2476,7 @@ group:
 	VADDPS        X0, X12, X12
 	VMOVSHDUP     X12, X0
 	VADDSS        X0, X12, X12
-	VMOVSS        X12, 8(AX)
+	VMOVSS        X12, (AX)
 	VEXTRACTF64X4 $0x01, Z13, Y0
 	VADDPS        Y0, Y13, Y13
 	VEXTRACTF32X4 $0x01, Y13, X0
@@ -2449,7 +2485,7 @@ group:
 	VADDPS        X0, X13, X13
 	VMOVSHDUP     X13, X0
 	VADDSS        X0, X13, X13
-	VMOVSS        X13, 8(AX)(CX*1)
+	VMOVSS        X13, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z14, Y0
 	VADDPS        Y0, Y14, Y14
 	VEXTRACTF32X4 $0x01, Y14, X0
@@ -2458,7 +2494,7 @@ group:
 	VADDPS        X0, X14, X14
 	VMOVSHDUP     X14, X0
 	VADDSS        X0, X14, X14
-	VMOVSS        X14, 8(AX)(CX*2)
+	VMOVSS        X14, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z15, Y0
 	VADDPS        Y0, Y15, Y15
 	VEXTRACTF32X4 $0x01, Y15, X0
@@ -2467,7 +2503,7 @@ group:
 	VADDPS        X0, X15, X15
 	VMOVSHDUP     X15, X0
 	VADDSS        X0, X15, X15
-	VMOVSS        X15, 8(AX)(DX*1)
+	VMOVSS        X15, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z16, Y0
 	VADDPS        Y0, Y16, Y16
 	VEXTRACTF32X4 $0x01, Y16, X0
@@ -2476,7 +2512,7 @@ group:
 	VADDPS        X0, X16, X16
 	VMOVSHDUP     X16, X0
 	VADDSS        X0, X16, X16
-	VMOVSS        X16, 8(BX)
+	VMOVSS        X16, (BX)
 	VEXTRACTF64X4 $0x01, Z17, Y0
 	VADDPS        Y0, Y17, Y17
 	VEXTRACTF32X4 $0x01, Y17, X0
@@ -2485,23 +2521,22 @@ group:
 	VADDPS        X0, X17, X17
 	VMOVSHDUP     X17, X0
 	VADDSS        X0, X17, X17
-	VMOVSS        X17, 8(BX)(CX*1)
+	VMOVSS        X17, (BX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func streamBF16AVX512x6(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamBF16AVX512x6(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamBF16AVX512x6(SB), NOSPLIT, $0-56
+TEXT ·streamBF16AVX512x6(SB), NOSPLIT, $0-80
 	MOVQ         groups+0(FP), AX
-	MOVQ         AX, CX
-	IMUL3Q       $0x00000040, CX, CX
-	MOVQ         x+8(FP), DX
-	MOVQ         xStride+16(FP), BX
-	LEAQ         (BX)(BX*2), SI
-	LEAQ         (DX)(BX*4), DI
-	MOVQ         w+24(FP), R8
-	MOVQ         AX, R9
-	MOVQ         scales+32(FP), R9
+	MOVQ         x+8(FP), CX
+	MOVQ         xStride+16(FP), DX
+	LEAQ         (DX)(DX*2), BX
+	LEAQ         (CX)(DX*4), SI
+	MOVQ         w+24(FP), DI
+	MOVQ         wStride+32(FP), R8
+	MOVQ         scales+40(FP), R9
+	MOVQ         scaleStride+48(FP), R10
 	VPBROADCASTD upperHalf<>+0(SB), Z0
 	VPXORD       Z1, Z1, Z1
 	VPXORD       Z2, Z2, Z2
@@ -2523,73 +2558,74 @@ TEXT ·streamBF16AVX512x6(SB), NOSPLIT, $0-56
 	VPXORD       Z18, Z18, Z18
 
 group:
-	VMOVUPS       (R8), Z19
+	VMOVUPS       (DI), Z19
 	VPSLLD        $0x10, Z19, Z20
 	VPANDD        Z0, Z19, Z19
-	VMOVUPS       (R8)(CX*1), Z21
+	VMOVUPS       (DI)(R8*1), Z21
 	VPSLLD        $0x10, Z21, Z22
 	VPANDD        Z0, Z21, Z21
-	VMOVUPS       (R8)(CX*2), Z23
+	VMOVUPS       (DI)(R8*2), Z23
 	VPSLLD        $0x10, Z23, Z24
 	VPANDD        Z0, Z23, Z23
-	VMOVUPS       (DX), Z25
+	VMOVUPS       (CX), Z25
 	VFMADD231PS   Z25, Z20, Z1
 	VFMADD231PS   Z25, Z22, Z7
 	VFMADD231PS   Z25, Z24, Z13
-	VMOVUPS       (DX)(BX*1), Z25
+	VMOVUPS       (CX)(DX*1), Z25
 	VFMADD231PS   Z25, Z20, Z2
 	VFMADD231PS   Z25, Z22, Z8
 	VFMADD231PS   Z25, Z24, Z14
-	VMOVUPS       (DX)(BX*2), Z25
+	VMOVUPS       (CX)(DX*2), Z25
 	VFMADD231PS   Z25, Z20, Z3
 	VFMADD231PS   Z25, Z22, Z9
 	VFMADD231PS   Z25, Z24, Z15
-	VMOVUPS       (DX)(SI*1), Z25
+	VMOVUPS       (CX)(BX*1), Z25
 	VFMADD231PS   Z25, Z20, Z4
 	VFMADD231PS   Z25, Z22, Z10
 	VFMADD231PS   Z25, Z24, Z16
-	VMOVUPS       (DI), Z25
+	VMOVUPS       (SI), Z25
 	VFMADD231PS   Z25, Z20, Z5
 	VFMADD231PS   Z25, Z22, Z11
 	VFMADD231PS   Z25, Z24, Z17
-	VMOVUPS       (DI)(BX*1), Z25
+	VMOVUPS       (SI)(DX*1), Z25
 	VFMADD231PS   Z25, Z20, Z6
 	VFMADD231PS   Z25, Z22, Z12
 	VFMADD231PS   Z25, Z24, Z18
-	VMOVUPS       64(DX), Z20
+	VMOVUPS       64(CX), Z20
 	VFMADD231PS   Z20, Z19, Z1
 	VFMADD231PS   Z20, Z21, Z7
 	VFMADD231PS   Z20, Z23, Z13
-	VMOVUPS       64(DX)(BX*1), Z20
+	VMOVUPS       64(CX)(DX*1), Z20
 	VFMADD231PS   Z20, Z19, Z2
 	VFMADD231PS   Z20, Z21, Z8
 	VFMADD231PS   Z20, Z23, Z14
-	VMOVUPS       64(DX)(BX*2), Z20
+	VMOVUPS       64(CX)(DX*2), Z20
 	VFMADD231PS   Z20, Z19, Z3
 	VFMADD231PS   Z20, Z21, Z9
 	VFMADD231PS   Z20, Z23, Z15
-	VMOVUPS       64(DX)(SI*1), Z20
+	VMOVUPS       64(CX)(BX*1), Z20
 	VFMADD231PS   Z20, Z19, Z4
 	VFMADD231PS   Z20, Z21, Z10
 	VFMADD231PS   Z20, Z23, Z16
-	VMOVUPS       64(DI), Z20
+	VMOVUPS       64(SI), Z20
 	VFMADD231PS   Z20, Z19, Z5
 	VFMADD231PS   Z20, Z21, Z11
 	VFMADD231PS   Z20, Z23, Z17
-	VMOVUPS       64(DI)(BX*1), Z20
+	VMOVUPS       64(SI)(DX*1), Z20
 	VFMADD231PS   Z20, Z19, Z6
 	VFMADD231PS   Z20, Z21, Z12
 	VFMADD231PS   Z20, Z23, Z18
-	ADDQ          $+128, DX
-	ADDQ          $+128, DI
-	ADDQ          $+64, R8
+	ADDQ          $+128, CX
+	ADDQ          $+128, SI
+	ADDQ          $+64, DI
 	ADDQ          $+1, R9
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
 	LEAQ          (CX)(CX*2), DX
 	LEAQ          (AX)(CX*4), BX
+	MOVQ          rowStride+72(FP), SI
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VADDPS        Y0, Y1, Y1
 	VEXTRACTF32X4 $0x01, Y1, X0
@@ -2644,6 +2680,8 @@ group:
 	VMOVSHDUP     X6, X0
 	VADDSS        X0, X6, X6
 	VMOVSS        X6, (BX)(CX*1)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z7, Y0
 	VADDPS        Y0, Y7, Y7
 	VEXTRACTF32X4 $0x01, Y7, X0
@@ -2652,7 +2690,7 @@ group:
 	VADDPS        X0, X7, X7
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
-	VMOVSS        X7, 4(AX)
+	VMOVSS        X7, (AX)
 	VEXTRACTF64X4 $0x01, Z8, Y0
 	VADDPS        Y0, Y8, Y8
 	VEXTRACTF32X4 $0x01, Y8, X0
@@ -2661,7 +2699,7 @@ group:
 	VADDPS        X0, X8, X8
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
-	VMOVSS        X8, 4(AX)(CX*1)
+	VMOVSS        X8, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z9, Y0
 	VADDPS        Y0, Y9, Y9
 	VEXTRACTF32X4 $0x01, Y9, X0
@@ -2670,7 +2708,7 @@ group:
 	VADDPS        X0, X9, X9
 	VMOVSHDUP     X9, X0
 	VADDSS        X0, X9, X9
-	VMOVSS        X9, 4(AX)(CX*2)
+	VMOVSS        X9, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z10, Y0
 	VADDPS        Y0, Y10, Y10
 	VEXTRACTF32X4 $0x01, Y10, X0
@@ -2679,7 +2717,7 @@ group:
 	VADDPS        X0, X10, X10
 	VMOVSHDUP     X10, X0
 	VADDSS        X0, X10, X10
-	VMOVSS        X10, 4(AX)(DX*1)
+	VMOVSS        X10, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z11, Y0
 	VADDPS        Y0, Y11, Y11
 	VEXTRACTF32X4 $0x01, Y11, X0
@@ -2688,7 +2726,7 @@ group:
 	VADDPS        X0, X11, X11
 	VMOVSHDUP     X11, X0
 	VADDSS        X0, X11, X11
-	VMOVSS        X11, 4(BX)
+	VMOVSS        X11, (BX)
 	VEXTRACTF64X4 $0x01, Z12, Y0
 	VADDPS        Y0, Y12, Y12
 	VEXTRACTF32X4 $0x01, Y12, X0
@@ -2697,7 +2735,9 @@ group:
 	VADDPS        X0, X12, X12
 	VMOVSHDUP     X12, X0
 	VADDSS        X0, X12, X12
-	VMOVSS        X12, 4(BX)(CX*1)
+	VMOVSS        X12, (BX)(CX*1)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z13, Y0
 	VADDPS        Y0, Y13, Y13
 	VEXTRACTF32X4 $0x01, Y13, X0
@@ -2706,7 +2746,7 @@ group:
 	VADDPS        X0, X13, X13
 	VMOVSHDUP     X13, X0
 	VADDSS        X0, X13, X13
-	VMOVSS        X13, 8(AX)
+	VMOVSS        X13, (AX)
 	VEXTRACTF64X4 $0x01, Z14, Y0
 	VADDPS        Y0, Y14, Y14
 	VEXTRACTF32X4 $0x01, Y14, X0
@@ -2715,7 +2755,7 @@ group:
 	VADDPS        X0, X14, X14
 	VMOVSHDUP     X14, X0
 	VADDSS        X0, X14, X14
-	VMOVSS        X14, 8(AX)(CX*1)
+	VMOVSS        X14, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z15, Y0
 	VADDPS        Y0, Y15, Y15
 	VEXTRACTF32X4 $0x01, Y15, X0
@@ -2724,7 +2764,7 @@ group:
 	VADDPS        X0, X15, X15
 	VMOVSHDUP     X15, X0
 	VADDSS        X0, X15, X15
-	VMOVSS        X15, 8(AX)(CX*2)
+	VMOVSS        X15, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z16, Y0
 	VADDPS        Y0, Y16, Y16
 	VEXTRACTF32X4 $0x01, Y16, X0
@@ -2733,7 +2773,7 @@ group:
 	VADDPS        X0, X16, X16
 	VMOVSHDUP     X16, X0
 	VADDSS        X0, X16, X16
-	VMOVSS        X16, 8(AX)(DX*1)
+	VMOVSS        X16, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z17, Y0
 	VADDPS        Y0, Y17, Y17
 	VEXTRACTF32X4 $0x01, Y17, X0
@@ -2742,7 +2782,7 @@ group:
 	VADDPS        X0, X17, X17
 	VMOVSHDUP     X17, X0
 	VADDSS        X0, X17, X17
-	VMOVSS        X17, 8(BX)
+	VMOVSS        X17, (BX)
 	VEXTRACTF64X4 $0x01, Z18, Y0
 	VADDPS        Y0, Y18, Y18
 	VEXTRACTF32X4 $0x01, Y18, X0
@@ -2751,23 +2791,22 @@ group:
 	VADDPS        X0, X18, X18
 	VMOVSHDUP     X18, X0
 	VADDSS        X0, X18, X18
-	VMOVSS        X18, 8(BX)(CX*1)
+	VMOVSS        X18, (BX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func streamMXFP4AVX512x7(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamMXFP4AVX512x7(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamMXFP4AVX512x7(SB), NOSPLIT, $0-56
+TEXT ·streamMXFP4AVX512x7(SB), NOSPLIT, $0-80
 	MOVQ   groups+0(FP), AX
-	MOVQ   AX, CX
-	IMUL3Q $0x00000010, CX, CX
-	MOVQ   x+8(FP), DX
-	MOVQ   xStride+16(FP), BX
-	LEAQ   (BX)(BX*2), SI
-	LEAQ   (DX)(BX*4), DI
-	MOVQ   w+24(FP), R8
-	MOVQ   AX, R9
-	MOVQ   scales+32(FP), R10
+	MOVQ   x+8(FP), CX
+	MOVQ   xStride+16(FP), DX
+	LEAQ   (DX)(DX*2), BX
+	LEAQ   (CX)(DX*4), SI
+	MOVQ   w+24(FP), DI
+	MOVQ   wStride+32(FP), R8
+	MOVQ   scales+40(FP), R9
+	MOVQ   scaleStride+48(FP), R10
 	LEAQ   scales<>+0(SB), R11
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
@@ -2792,93 +2831,94 @@ TEXT ·streamMXFP4AVX512x7(SB), NOSPLIT, $0-56
 	VPXORD Z20, Z20, Z20
 
 group:
-	MOVBLZX       (R10), R12
+	MOVBLZX       (R9), R12
 	VBROADCASTSS  (R11)(R12*4), Z21
 	VMULPS        codes<>+0(SB), Z21, Z21
-	VPMOVZXBD     (R8), Z22
+	VPMOVZXBD     (DI), Z22
 	VPERMPS       Z21, Z22, Z23
 	VPSRLD        $0x04, Z22, Z22
 	VPERMPS       Z21, Z22, Z21
-	MOVBLZX       (R10)(R9*1), R12
+	MOVBLZX       (R9)(R10*1), R12
 	VBROADCASTSS  (R11)(R12*4), Z22
 	VMULPS        codes<>+0(SB), Z22, Z22
-	VPMOVZXBD     (R8)(CX*1), Z24
+	VPMOVZXBD     (DI)(R8*1), Z24
 	VPERMPS       Z22, Z24, Z25
 	VPSRLD        $0x04, Z24, Z24
 	VPERMPS       Z22, Z24, Z22
-	MOVBLZX       (R10)(R9*2), R12
+	MOVBLZX       (R9)(R10*2), R12
 	VBROADCASTSS  (R11)(R12*4), Z24
 	VMULPS        codes<>+0(SB), Z24, Z24
-	VPMOVZXBD     (R8)(CX*2), Z26
+	VPMOVZXBD     (DI)(R8*2), Z26
 	VPERMPS       Z24, Z26, Z27
 	VPSRLD        $0x04, Z26, Z26
 	VPERMPS       Z24, Z26, Z24
-	VMOVUPS       (DX), Z26
+	VMOVUPS       (CX), Z26
 	VFMADD231PS   Z26, Z23, Z0
 	VFMADD231PS   Z26, Z25, Z7
 	VFMADD231PS   Z26, Z27, Z14
-	VMOVUPS       (DX)(BX*1), Z26
+	VMOVUPS       (CX)(DX*1), Z26
 	VFMADD231PS   Z26, Z23, Z1
 	VFMADD231PS   Z26, Z25, Z8
 	VFMADD231PS   Z26, Z27, Z15
-	VMOVUPS       (DX)(BX*2), Z26
+	VMOVUPS       (CX)(DX*2), Z26
 	VFMADD231PS   Z26, Z23, Z2
 	VFMADD231PS   Z26, Z25, Z9
 	VFMADD231PS   Z26, Z27, Z16
-	VMOVUPS       (DX)(SI*1), Z26
+	VMOVUPS       (CX)(BX*1), Z26
 	VFMADD231PS   Z26, Z23, Z3
 	VFMADD231PS   Z26, Z25, Z10
 	VFMADD231PS   Z26, Z27, Z17
-	VMOVUPS       (DI), Z26
+	VMOVUPS       (SI), Z26
 	VFMADD231PS   Z26, Z23, Z4
 	VFMADD231PS   Z26, Z25, Z11
 	VFMADD231PS   Z26, Z27, Z18
-	VMOVUPS       (DI)(BX*1), Z26
+	VMOVUPS       (SI)(DX*1), Z26
 	VFMADD231PS   Z26, Z23, Z5
 	VFMADD231PS   Z26, Z25, Z12
 	VFMADD231PS   Z26, Z27, Z19
-	VMOVUPS       (DI)(BX*2), Z26
+	VMOVUPS       (SI)(DX*2), Z26
 	VFMADD231PS   Z26, Z23, Z6
 	VFMADD231PS   Z26, Z25, Z13
 	VFMADD231PS   Z26, Z27, Z20
-	VMOVUPS       64(DX), Z23
+	VMOVUPS       64(CX), Z23
 	VFMADD231PS   Z23, Z21, Z0
 	VFMADD231PS   Z23, Z22, Z7
 	VFMADD231PS   Z23, Z24, Z14
-	VMOVUPS       64(DX)(BX*1), Z23
+	VMOVUPS       64(CX)(DX*1), Z23
 	VFMADD231PS   Z23, Z21, Z1
 	VFMADD231PS   Z23, Z22, Z8
 	VFMADD231PS   Z23, Z24, Z15
-	VMOVUPS       64(DX)(BX*2), Z23
+	VMOVUPS       64(CX)(DX*2), Z23
 	VFMADD231PS   Z23, Z21, Z2
 	VFMADD231PS   Z23, Z22, Z9
 	VFMADD231PS   Z23, Z24, Z16
-	VMOVUPS       64(DX)(SI*1), Z23
+	VMOVUPS       64(CX)(BX*1), Z23
 	VFMADD231PS   Z23, Z21, Z3
 	VFMADD231PS   Z23, Z22, Z10
 	VFMADD231PS   Z23, Z24, Z17
-	VMOVUPS       64(DI), Z23
+	VMOVUPS       64(SI), Z23
 	VFMADD231PS   Z23, Z21, Z4
 	VFMADD231PS   Z23, Z22, Z11
 	VFMADD231PS   Z23, Z24, Z18
-	VMOVUPS       64(DI)(BX*1), Z23
+	VMOVUPS       64(SI)(DX*1), Z23
 	VFMADD231PS   Z23, Z21, Z5
 	VFMADD231PS   Z23, Z22, Z12
 	VFMADD231PS   Z23, Z24, Z19
-	VMOVUPS       64(DI)(BX*2), Z23
+	VMOVUPS       64(SI)(DX*2), Z23
 	VFMADD231PS   Z23, Z21, Z6
 	VFMADD231PS   Z23, Z22, Z13
 	VFMADD231PS   Z23, Z24, Z20
-	ADDQ          $+128, DX
-	ADDQ          $+128, DI
-	ADDQ          $+16, R8
-	ADDQ          $+1, R10
+	ADDQ          $+128, CX
+	ADDQ          $+128, SI
+	ADDQ          $+16, DI
+	ADDQ          $+1, R9
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
 	LEAQ          (CX)(CX*2), DX
 	LEAQ          (AX)(CX*4), BX
+	MOVQ          rowStride+72(FP), SI
 	VEXTRACTF64X4 $0x01, Z0, Y21
 	VADDPS        Y21, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X21
@@ -2942,6 +2982,8 @@ group:
 	VMOVSHDUP     X6, X0
 	VADDSS        X0, X6, X6
 	VMOVSS        X6, (BX)(CX*2)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z7, Y0
 	VADDPS        Y0, Y7, Y7
 	VEXTRACTF32X4 $0x01, Y7, X0
@@ -2950,7 +2992,7 @@ group:
 	VADDPS        X0, X7, X7
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
-	VMOVSS        X7, 4(AX)
+	VMOVSS        X7, (AX)
 	VEXTRACTF64X4 $0x01, Z8, Y0
 	VADDPS        Y0, Y8, Y8
 	VEXTRACTF32X4 $0x01, Y8, X0
@@ -2959,7 +3001,7 @@ group:
 	VADDPS        X0, X8, X8
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
-	VMOVSS        X8, 4(AX)(CX*1)
+	VMOVSS        X8, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z9, Y0
 	VADDPS        Y0, Y9, Y9
 	VEXTRACTF32X4 $0x01, Y9, X0
@@ -2968,7 +3010,7 @@ group:
 	VADDPS        X0, X9, X9
 	VMOVSHDUP     X9, X0
 	VADDSS        X0, X9, X9
-	VMOVSS        X9, 4(AX)(CX*2)
+	VMOVSS        X9, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z10, Y0
 	VADDPS        Y0, Y10, Y10
 	VEXTRACTF32X4 $0x01, Y10, X0
@@ -2977,7 +3019,7 @@ group:
 	VADDPS        X0, X10, X10
 	VMOVSHDUP     X10, X0
 	VADDSS        X0, X10, X10
-	VMOVSS        X10, 4(AX)(DX*1)
+	VMOVSS        X10, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z11, Y0
 	VADDPS        Y0, Y11, Y11
 	VEXTRACTF32X4 $0x01, Y11, X0
@@ -2986,7 +3028,7 @@ group:
 	VADDPS        X0, X11, X11
 	VMOVSHDUP     X11, X0
 	VADDSS        X0, X11, X11
-	VMOVSS        X11, 4(BX)
+	VMOVSS        X11, (BX)
 	VEXTRACTF64X4 $0x01, Z12, Y0
 	VADDPS        Y0, Y12, Y12
 	VEXTRACTF32X4 $0x01, Y12, X0
@@ -2995,7 +3037,7 @@ group:
 	VADDPS        X0, X12, X12
 	VMOVSHDUP     X12, X0
 	VADDSS        X0, X12, X12
-	VMOVSS        X12, 4(BX)(CX*1)
+	VMOVSS        X12, (BX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z13, Y0
 	VADDPS        Y0, Y13, Y13
 	VEXTRACTF32X4 $0x01, Y13, X0
@@ -3004,7 +3046,9 @@ group:
 	VADDPS        X0, X13, X13
 	VMOVSHDUP     X13, X0
 	VADDSS        X0, X13, X13
-	VMOVSS        X13, 4(BX)(CX*2)
+	VMOVSS        X13, (BX)(CX*2)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z14, Y0
 	VADDPS        Y0, Y14, Y14
 	VEXTRACTF32X4 $0x01, Y14, X0
@@ -3013,7 +3057,7 @@ group:
 	VADDPS        X0, X14, X14
 	VMOVSHDUP     X14, X0
 	VADDSS        X0, X14, X14
-	VMOVSS        X14, 8(AX)
+	VMOVSS        X14, (AX)
 	VEXTRACTF64X4 $0x01, Z15, Y0
 	VADDPS        Y0, Y15, Y15
 	VEXTRACTF32X4 $0x01, Y15, X0
@@ -3022,7 +3066,7 @@ group:
 	VADDPS        X0, X15, X15
 	VMOVSHDUP     X15, X0
 	VADDSS        X0, X15, X15
-	VMOVSS        X15, 8(AX)(CX*1)
+	VMOVSS        X15, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z16, Y0
 	VADDPS        Y0, Y16, Y16
 	VEXTRACTF32X4 $0x01, Y16, X0
@@ -3031,7 +3075,7 @@ group:
 	VADDPS        X0, X16, X16
 	VMOVSHDUP     X16, X0
 	VADDSS        X0, X16, X16
-	VMOVSS        X16, 8(AX)(CX*2)
+	VMOVSS        X16, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z17, Y0
 	VADDPS        Y0, Y17, Y17
 	VEXTRACTF32X4 $0x01, Y17, X0
@@ -3040,7 +3084,7 @@ group:
 	VADDPS        X0, X17, X17
 	VMOVSHDUP     X17, X0
 	VADDSS        X0, X17, X17
-	VMOVSS        X17, 8(AX)(DX*1)
+	VMOVSS        X17, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z18, Y0
 	VADDPS        Y0, Y18, Y18
 	VEXTRACTF32X4 $0x01, Y18, X0
@@ -3049,7 +3093,7 @@ group:
 	VADDPS        X0, X18, X18
 	VMOVSHDUP     X18, X0
 	VADDSS        X0, X18, X18
-	VMOVSS        X18, 8(BX)
+	VMOVSS        X18, (BX)
 	VEXTRACTF64X4 $0x01, Z19, Y0
 	VADDPS        Y0, Y19, Y19
 	VEXTRACTF32X4 $0x01, Y19, X0
@@ -3058,7 +3102,7 @@ group:
 	VADDPS        X0, X19, X19
 	VMOVSHDUP     X19, X0
 	VADDSS        X0, X19, X19
-	VMOVSS        X19, 8(BX)(CX*1)
+	VMOVSS        X19, (BX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z20, Y0
 	VADDPS        Y0, Y20, Y20
 	VEXTRACTF32X4 $0x01, Y20, X0
@@ -3067,23 +3111,22 @@ group:
 	VADDPS        X0, X20, X20
 	VMOVSHDUP     X20, X0
 	VADDSS        X0, X20, X20
-	VMOVSS        X20, 8(BX)(CX*2)
+	VMOVSS        X20, (BX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func streamBF16AVX512x7(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamBF16AVX512x7(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamBF16AVX512x7(SB), NOSPLIT, $0-56
+TEXT ·streamBF16AVX512x7(SB), NOSPLIT, $0-80
 	MOVQ         groups+0(FP), AX
-	MOVQ         AX, CX
-	IMUL3Q       $0x00000040, CX, CX
-	MOVQ         x+8(FP), DX
-	MOVQ         xStride+16(FP), BX
-	LEAQ         (BX)(BX*2), SI
-	LEAQ         (DX)(BX*4), DI
-	MOVQ         w+24(FP), R8
-	MOVQ         AX, R9
-	MOVQ         scales+32(FP), R9
+	MOVQ         x+8(FP), CX
+	MOVQ         xStride+16(FP), DX
+	LEAQ         (DX)(DX*2), BX
+	LEAQ         (CX)(DX*4), SI
+	MOVQ         w+24(FP), DI
+	MOVQ         wStride+32(FP), R8
+	MOVQ         scales+40(FP), R9
+	MOVQ         scaleStride+48(FP), R10
 	VPBROADCASTD upperHalf<>+0(SB), Z0
 	VPXORD       Z1, Z1, Z1
 	VPXORD       Z2, Z2, Z2
@@ -3108,81 +3151,82 @@ TEXT ·streamBF16AVX512x7(SB), NOSPLIT, $0-56
 	VPXORD       Z21, Z21, Z21
 
 group:
-	VMOVUPS       (R8), Z22
+	VMOVUPS       (DI), Z22
 	VPSLLD        $0x10, Z22, Z23
 	VPANDD        Z0, Z22, Z22
-	VMOVUPS       (R8)(CX*1), Z24
+	VMOVUPS       (DI)(R8*1), Z24
 	VPSLLD        $0x10, Z24, Z25
 	VPANDD        Z0, Z24, Z24
-	VMOVUPS       (R8)(CX*2), Z26
+	VMOVUPS       (DI)(R8*2), Z26
 	VPSLLD        $0x10, Z26, Z27
 	VPANDD        Z0, Z26, Z26
-	VMOVUPS       (DX), Z28
+	VMOVUPS       (CX), Z28
 	VFMADD231PS   Z28, Z23, Z1
 	VFMADD231PS   Z28, Z25, Z8
 	VFMADD231PS   Z28, Z27, Z15
-	VMOVUPS       (DX)(BX*1), Z28
+	VMOVUPS       (CX)(DX*1), Z28
 	VFMADD231PS   Z28, Z23, Z2
 	VFMADD231PS   Z28, Z25, Z9
 	VFMADD231PS   Z28, Z27, Z16
-	VMOVUPS       (DX)(BX*2), Z28
+	VMOVUPS       (CX)(DX*2), Z28
 	VFMADD231PS   Z28, Z23, Z3
 	VFMADD231PS   Z28, Z25, Z10
 	VFMADD231PS   Z28, Z27, Z17
-	VMOVUPS       (DX)(SI*1), Z28
+	VMOVUPS       (CX)(BX*1), Z28
 	VFMADD231PS   Z28, Z23, Z4
 	VFMADD231PS   Z28, Z25, Z11
 	VFMADD231PS   Z28, Z27, Z18
-	VMOVUPS       (DI), Z28
+	VMOVUPS       (SI), Z28
 	VFMADD231PS   Z28, Z23, Z5
 	VFMADD231PS   Z28, Z25, Z12
 	VFMADD231PS   Z28, Z27, Z19
-	VMOVUPS       (DI)(BX*1), Z28
+	VMOVUPS       (SI)(DX*1), Z28
 	VFMADD231PS   Z28, Z23, Z6
 	VFMADD231PS   Z28, Z25, Z13
 	VFMADD231PS   Z28, Z27, Z20
-	VMOVUPS       (DI)(BX*2), Z28
+	VMOVUPS       (SI)(DX*2), Z28
 	VFMADD231PS   Z28, Z23, Z7
 	VFMADD231PS   Z28, Z25, Z14
 	VFMADD231PS   Z28, Z27, Z21
-	VMOVUPS       64(DX), Z23
+	VMOVUPS       64(CX), Z23
 	VFMADD231PS   Z23, Z22, Z1
 	VFMADD231PS   Z23, Z24, Z8
 	VFMADD231PS   Z23, Z26, Z15
-	VMOVUPS       64(DX)(BX*1), Z23
+	VMOVUPS       64(CX)(DX*1), Z23
 	VFMADD231PS   Z23, Z22, Z2
 	VFMADD231PS   Z23, Z24, Z9
 	VFMADD231PS   Z23, Z26, Z16
-	VMOVUPS       64(DX)(BX*2), Z23
+	VMOVUPS       64(CX)(DX*2), Z23
 	VFMADD231PS   Z23, Z22, Z3
 	VFMADD231PS   Z23, Z24, Z10
 	VFMADD231PS   Z23, Z26, Z17
-	VMOVUPS       64(DX)(SI*1), Z23
+	VMOVUPS       64(CX)(BX*1), Z23
 	VFMADD231PS   Z23, Z22, Z4
 	VFMADD231PS   Z23, Z24, Z11
 	VFMADD231PS   Z23, Z26, Z18
-	VMOVUPS       64(DI), Z23
+	VMOVUPS       64(SI), Z23
 	VFMADD231PS   Z23, Z22, Z5
 	VFMADD231PS   Z23, Z24, Z12
 	VFMADD231PS   Z23, Z26, Z19
-	VMOVUPS       64(DI)(BX*1), Z23
+	VMOVUPS       64(SI)(DX*1), Z23
 	VFMADD231PS   Z23, Z22, Z6
 	VFMADD231PS   Z23, Z24, Z13
 	VFMADD231PS   Z23, Z26, Z20
-	VMOVUPS       64(DI)(BX*2), Z23
+	VMOVUPS       64(SI)(DX*2), Z23
 	VFMADD231PS   Z23, Z22, Z7
 	VFMADD231PS   Z23, Z24, Z14
 	VFMADD231PS   Z23, Z26, Z21
-	ADDQ          $+128, DX
-	ADDQ          $+128, DI
-	ADDQ          $+64, R8
+	ADDQ          $+128, CX
+	ADDQ          $+128, SI
+	ADDQ          $+64, DI
 	ADDQ          $+1, R9
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
 	LEAQ          (CX)(CX*2), DX
 	LEAQ          (AX)(CX*4), BX
+	MOVQ          rowStride+72(FP), SI
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VADDPS        Y0, Y1, Y1
 	VEXTRACTF32X4 $0x01, Y1, X0
@@ -3246,6 +3290,8 @@ group:
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
 	VMOVSS        X7, (BX)(CX*2)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z8, Y0
 	VADDPS        Y0, Y8, Y8
 	VEXTRACTF32X4 $0x01, Y8, X0
@@ -3254,7 +3300,7 @@ group:
 	VADDPS        X0, X8, X8
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
-	VMOVSS        X8, 4(AX)
+	VMOVSS        X8, (AX)
 	VEXTRACTF64X4 $0x01, Z9, Y0
 	VADDPS        Y0, Y9, Y9
 	VEXTRACTF32X4 $0x01, Y9, X0
@@ -3263,7 +3309,7 @@ group:
 	VADDPS        X0, X9, X9
 	VMOVSHDUP     X9, X0
 	VADDSS        X0, X9, X9
-	VMOVSS        X9, 4(AX)(CX*1)
+	VMOVSS        X9, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z10, Y0
 	VADDPS        Y0, Y10, Y10
 	VEXTRACTF32X4 $0x01, Y10, X0
@@ -3272,7 +3318,7 @@ group:
 	VADDPS        X0, X10, X10
 	VMOVSHDUP     X10, X0
 	VADDSS        X0, X10, X10
-	VMOVSS        X10, 4(AX)(CX*2)
+	VMOVSS        X10, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z11, Y0
 	VADDPS        Y0, Y11, Y11
 	VEXTRACTF32X4 $0x01, Y11, X0
@@ -3281,7 +3327,7 @@ group:
 	VADDPS        X0, X11, X11
 	VMOVSHDUP     X11, X0
 	VADDSS        X0, X11, X11
-	VMOVSS        X11, 4(AX)(DX*1)
+	VMOVSS        X11, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z12, Y0
 	VADDPS        Y0, Y12, Y12
 	VEXTRACTF32X4 $0x01, Y12, X0
@@ -3290,7 +3336,7 @@ group:
 	VADDPS        X0, X12, X12
 	VMOVSHDUP     X12, X0
 	VADDSS        X0, X12, X12
-	VMOVSS        X12, 4(BX)
+	VMOVSS        X12, (BX)
 	VEXTRACTF64X4 $0x01, Z13, Y0
 	VADDPS        Y0, Y13, Y13
 	VEXTRACTF32X4 $0x01, Y13, X0
@@ -3299,7 +3345,7 @@ group:
 	VADDPS        X0, X13, X13
 	VMOVSHDUP     X13, X0
 	VADDSS        X0, X13, X13
-	VMOVSS        X13, 4(BX)(CX*1)
+	VMOVSS        X13, (BX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z14, Y0
 	VADDPS        Y0, Y14, Y14
 	VEXTRACTF32X4 $0x01, Y14, X0
@@ -3308,7 +3354,9 @@ group:
 	VADDPS        X0, X14, X14
 	VMOVSHDUP     X14, X0
 	VADDSS        X0, X14, X14
-	VMOVSS        X14, 4(BX)(CX*2)
+	VMOVSS        X14, (BX)(CX*2)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z15, Y0
 	VADDPS        Y0, Y15, Y15
 	VEXTRACTF32X4 $0x01, Y15, X0
@@ -3317,7 +3365,7 @@ group:
 	VADDPS        X0, X15, X15
 	VMOVSHDUP     X15, X0
 	VADDSS        X0, X15, X15
-	VMOVSS        X15, 8(AX)
+	VMOVSS        X15, (AX)
 	VEXTRACTF64X4 $0x01, Z16, Y0
 	VADDPS        Y0, Y16, Y16
 	VEXTRACTF32X4 $0x01, Y16, X0
@@ -3326,7 +3374,7 @@ group:
 	VADDPS        X0, X16, X16
 	VMOVSHDUP     X16, X0
 	VADDSS        X0, X16, X16
-	VMOVSS        X16, 8(AX)(CX*1)
+	VMOVSS        X16, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z17, Y0
 	VADDPS        Y0, Y17, Y17
 	VEXTRACTF32X4 $0x01, Y17, X0
@@ -3335,7 +3383,7 @@ group:
 	VADDPS        X0, X17, X17
 	VMOVSHDUP     X17, X0
 	VADDSS        X0, X17, X17
-	VMOVSS        X17, 8(AX)(CX*2)
+	VMOVSS        X17, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z18, Y0
 	VADDPS        Y0, Y18, Y18
 	VEXTRACTF32X4 $0x01, Y18, X0
@@ -3344,7 +3392,7 @@ group:
 	VADDPS        X0, X18, X18
 	VMOVSHDUP     X18, X0
 	VADDSS        X0, X18, X18
-	VMOVSS        X18, 8(AX)(DX*1)
+	VMOVSS        X18, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z19, Y0
 	VADDPS        Y0, Y19, Y19
 	VEXTRACTF32X4 $0x01, Y19, X0
@@ -3353,7 +3401,7 @@ group:
 	VADDPS        X0, X19, X19
 	VMOVSHDUP     X19, X0
 	VADDSS        X0, X19, X19
-	VMOVSS        X19, 8(BX)
+	VMOVSS        X19, (BX)
 	VEXTRACTF64X4 $0x01, Z20, Y0
 	VADDPS        Y0, Y20, Y20
 	VEXTRACTF32X4 $0x01, Y20, X0
@@ -3362,7 +3410,7 @@ group:
 	VADDPS        X0, X20, X20
 	VMOVSHDUP     X20, X0
 	VADDSS        X0, X20, X20
-	VMOVSS        X20, 8(BX)(CX*1)
+	VMOVSS        X20, (BX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z21, Y0
 	VADDPS        Y0, Y21, Y21
 	VEXTRACTF32X4 $0x01, Y21, X0
@@ -3371,23 +3419,22 @@ group:
 	VADDPS        X0, X21, X21
 	VMOVSHDUP     X21, X0
 	VADDSS        X0, X21, X21
-	VMOVSS        X21, 8(BX)(CX*2)
+	VMOVSS        X21, (BX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func streamMXFP4AVX512x8(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamMXFP4AVX512x8(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamMXFP4AVX512x8(SB), NOSPLIT, $0-56
+TEXT ·streamMXFP4AVX512x8(SB), NOSPLIT, $0-80
 	MOVQ   groups+0(FP), AX
-	MOVQ   AX, CX
-	IMUL3Q $0x00000010, CX, CX
-	MOVQ   x+8(FP), DX
-	MOVQ   xStride+16(FP), BX
-	LEAQ   (BX)(BX*2), SI
-	LEAQ   (DX)(BX*4), DI
-	MOVQ   w+24(FP), R8
-	MOVQ   AX, R9
-	MOVQ   scales+32(FP), R10
+	MOVQ   x+8(FP), CX
+	MOVQ   xStride+16(FP), DX
+	LEAQ   (DX)(DX*2), BX
+	LEAQ   (CX)(DX*4), SI
+	MOVQ   w+24(FP), DI
+	MOVQ   wStride+32(FP), R8
+	MOVQ   scales+40(FP), R9
+	MOVQ   scaleStride+48(FP), R10
 	LEAQ   scales<>+0(SB), R11
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
@@ -3415,101 +3462,102 @@ TEXT ·streamMXFP4AVX512x8(SB), NOSPLIT, $0-56
 	VPXORD Z23, Z23, Z23
 
 group:
-	MOVBLZX       (R10), R12
+	MOVBLZX       (R9), R12
 	VBROADCASTSS  (R11)(R12*4), Z24
 	VMULPS        codes<>+0(SB), Z24, Z24
-	VPMOVZXBD     (R8), Z25
+	VPMOVZXBD     (DI), Z25
 	VPERMPS       Z24, Z25, Z26
 	VPSRLD        $0x04, Z25, Z25
 	VPERMPS       Z24, Z25, Z24
-	MOVBLZX       (R10)(R9*1), R12
+	MOVBLZX       (R9)(R10*1), R12
 	VBROADCASTSS  (R11)(R12*4), Z25
 	VMULPS        codes<>+0(SB), Z25, Z25
-	VPMOVZXBD     (R8)(CX*1), Z27
+	VPMOVZXBD     (DI)(R8*1), Z27
 	VPERMPS       Z25, Z27, Z28
 	VPSRLD        $0x04, Z27, Z27
 	VPERMPS       Z25, Z27, Z25
-	MOVBLZX       (R10)(R9*2), R12
+	MOVBLZX       (R9)(R10*2), R12
 	VBROADCASTSS  (R11)(R12*4), Z27
 	VMULPS        codes<>+0(SB), Z27, Z27
-	VPMOVZXBD     (R8)(CX*2), Z29
+	VPMOVZXBD     (DI)(R8*2), Z29
 	VPERMPS       Z27, Z29, Z30
 	VPSRLD        $0x04, Z29, Z29
 	VPERMPS       Z27, Z29, Z27
-	VMOVUPS       (DX), Z29
+	VMOVUPS       (CX), Z29
 	VFMADD231PS   Z29, Z26, Z0
 	VFMADD231PS   Z29, Z28, Z8
 	VFMADD231PS   Z29, Z30, Z16
-	VMOVUPS       (DX)(BX*1), Z29
+	VMOVUPS       (CX)(DX*1), Z29
 	VFMADD231PS   Z29, Z26, Z1
 	VFMADD231PS   Z29, Z28, Z9
 	VFMADD231PS   Z29, Z30, Z17
-	VMOVUPS       (DX)(BX*2), Z29
+	VMOVUPS       (CX)(DX*2), Z29
 	VFMADD231PS   Z29, Z26, Z2
 	VFMADD231PS   Z29, Z28, Z10
 	VFMADD231PS   Z29, Z30, Z18
-	VMOVUPS       (DX)(SI*1), Z29
+	VMOVUPS       (CX)(BX*1), Z29
 	VFMADD231PS   Z29, Z26, Z3
 	VFMADD231PS   Z29, Z28, Z11
 	VFMADD231PS   Z29, Z30, Z19
-	VMOVUPS       (DI), Z29
+	VMOVUPS       (SI), Z29
 	VFMADD231PS   Z29, Z26, Z4
 	VFMADD231PS   Z29, Z28, Z12
 	VFMADD231PS   Z29, Z30, Z20
-	VMOVUPS       (DI)(BX*1), Z29
+	VMOVUPS       (SI)(DX*1), Z29
 	VFMADD231PS   Z29, Z26, Z5
 	VFMADD231PS   Z29, Z28, Z13
 	VFMADD231PS   Z29, Z30, Z21
-	VMOVUPS       (DI)(BX*2), Z29
+	VMOVUPS       (SI)(DX*2), Z29
 	VFMADD231PS   Z29, Z26, Z6
 	VFMADD231PS   Z29, Z28, Z14
 	VFMADD231PS   Z29, Z30, Z22
-	VMOVUPS       (DI)(SI*1), Z29
+	VMOVUPS       (SI)(BX*1), Z29
 	VFMADD231PS   Z29, Z26, Z7
 	VFMADD231PS   Z29, Z28, Z15
 	VFMADD231PS   Z29, Z30, Z23
-	VMOVUPS       64(DX), Z26
+	VMOVUPS       64(CX), Z26
 	VFMADD231PS   Z26, Z24, Z0
 	VFMADD231PS   Z26, Z25, Z8
 	VFMADD231PS   Z26, Z27, Z16
-	VMOVUPS       64(DX)(BX*1), Z26
+	VMOVUPS       64(CX)(DX*1), Z26
 	VFMADD231PS   Z26, Z24, Z1
 	VFMADD231PS   Z26, Z25, Z9
 	VFMADD231PS   Z26, Z27, Z17
-	VMOVUPS       64(DX)(BX*2), Z26
+	VMOVUPS       64(CX)(DX*2), Z26
 	VFMADD231PS   Z26, Z24, Z2
 	VFMADD231PS   Z26, Z25, Z10
 	VFMADD231PS   Z26, Z27, Z18
-	VMOVUPS       64(DX)(SI*1), Z26
+	VMOVUPS       64(CX)(BX*1), Z26
 	VFMADD231PS   Z26, Z24, Z3
 	VFMADD231PS   Z26, Z25, Z11
 	VFMADD231PS   Z26, Z27, Z19
-	VMOVUPS       64(DI), Z26
+	VMOVUPS       64(SI), Z26
 	VFMADD231PS   Z26, Z24, Z4
 	VFMADD231PS   Z26, Z25, Z12
 	VFMADD231PS   Z26, Z27, Z20
-	VMOVUPS       64(DI)(BX*1), Z26
+	VMOVUPS       64(SI)(DX*1), Z26
 	VFMADD231PS   Z26, Z24, Z5
 	VFMADD231PS   Z26, Z25, Z13
 	VFMADD231PS   Z26, Z27, Z21
-	VMOVUPS       64(DI)(BX*2), Z26
+	VMOVUPS       64(SI)(DX*2), Z26
 	VFMADD231PS   Z26, Z24, Z6
 	VFMADD231PS   Z26, Z25, Z14
 	VFMADD231PS   Z26, Z27, Z22
-	VMOVUPS       64(DI)(SI*1), Z26
+	VMOVUPS       64(SI)(BX*1), Z26
 	VFMADD231PS   Z26, Z24, Z7
 	VFMADD231PS   Z26, Z25, Z15
 	VFMADD231PS   Z26, Z27, Z23
-	ADDQ          $+128, DX
-	ADDQ          $+128, DI
-	ADDQ          $+16, R8
-	ADDQ          $+1, R10
+	ADDQ          $+128, CX
+	ADDQ          $+128, SI
+	ADDQ          $+16, DI
+	ADDQ          $+1, R9
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
 	LEAQ          (CX)(CX*2), DX
 	LEAQ          (AX)(CX*4), BX
+	MOVQ          rowStride+72(FP), SI
 	VEXTRACTF64X4 $0x01, Z0, Y24
 	VADDPS        Y24, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X24
@@ -3582,6 +3630,8 @@ group:
 	VMOVSHDUP     X7, X0
 	VADDSS        X0, X7, X7
 	VMOVSS        X7, (BX)(DX*1)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z8, Y0
 	VADDPS        Y0, Y8, Y8
 	VEXTRACTF32X4 $0x01, Y8, X0
@@ -3590,7 +3640,7 @@ group:
 	VADDPS        X0, X8, X8
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
-	VMOVSS        X8, 4(AX)
+	VMOVSS        X8, (AX)
 	VEXTRACTF64X4 $0x01, Z9, Y0
 	VADDPS        Y0, Y9, Y9
 	VEXTRACTF32X4 $0x01, Y9, X0
@@ -3599,7 +3649,7 @@ group:
 	VADDPS        X0, X9, X9
 	VMOVSHDUP     X9, X0
 	VADDSS        X0, X9, X9
-	VMOVSS        X9, 4(AX)(CX*1)
+	VMOVSS        X9, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z10, Y0
 	VADDPS        Y0, Y10, Y10
 	VEXTRACTF32X4 $0x01, Y10, X0
@@ -3608,7 +3658,7 @@ group:
 	VADDPS        X0, X10, X10
 	VMOVSHDUP     X10, X0
 	VADDSS        X0, X10, X10
-	VMOVSS        X10, 4(AX)(CX*2)
+	VMOVSS        X10, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z11, Y0
 	VADDPS        Y0, Y11, Y11
 	VEXTRACTF32X4 $0x01, Y11, X0
@@ -3617,7 +3667,7 @@ group:
 	VADDPS        X0, X11, X11
 	VMOVSHDUP     X11, X0
 	VADDSS        X0, X11, X11
-	VMOVSS        X11, 4(AX)(DX*1)
+	VMOVSS        X11, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z12, Y0
 	VADDPS        Y0, Y12, Y12
 	VEXTRACTF32X4 $0x01, Y12, X0
@@ -3626,7 +3676,7 @@ group:
 	VADDPS        X0, X12, X12
 	VMOVSHDUP     X12, X0
 	VADDSS        X0, X12, X12
-	VMOVSS        X12, 4(BX)
+	VMOVSS        X12, (BX)
 	VEXTRACTF64X4 $0x01, Z13, Y0
 	VADDPS        Y0, Y13, Y13
 	VEXTRACTF32X4 $0x01, Y13, X0
@@ -3635,7 +3685,7 @@ group:
 	VADDPS        X0, X13, X13
 	VMOVSHDUP     X13, X0
 	VADDSS        X0, X13, X13
-	VMOVSS        X13, 4(BX)(CX*1)
+	VMOVSS        X13, (BX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z14, Y0
 	VADDPS        Y0, Y14, Y14
 	VEXTRACTF32X4 $0x01, Y14, X0
@@ -3644,7 +3694,7 @@ group:
 	VADDPS        X0, X14, X14
 	VMOVSHDUP     X14, X0
 	VADDSS        X0, X14, X14
-	VMOVSS        X14, 4(BX)(CX*2)
+	VMOVSS        X14, (BX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z15, Y0
 	VADDPS        Y0, Y15, Y15
 	VEXTRACTF32X4 $0x01, Y15, X0
@@ -3653,7 +3703,9 @@ group:
 	VADDPS        X0, X15, X15
 	VMOVSHDUP     X15, X0
 	VADDSS        X0, X15, X15
-	VMOVSS        X15, 4(BX)(DX*1)
+	VMOVSS        X15, (BX)(DX*1)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z16, Y0
 	VADDPS        Y0, Y16, Y16
 	VEXTRACTF32X4 $0x01, Y16, X0
@@ -3662,7 +3714,7 @@ group:
 	VADDPS        X0, X16, X16
 	VMOVSHDUP     X16, X0
 	VADDSS        X0, X16, X16
-	VMOVSS        X16, 8(AX)
+	VMOVSS        X16, (AX)
 	VEXTRACTF64X4 $0x01, Z17, Y0
 	VADDPS        Y0, Y17, Y17
 	VEXTRACTF32X4 $0x01, Y17, X0
@@ -3671,7 +3723,7 @@ group:
 	VADDPS        X0, X17, X17
 	VMOVSHDUP     X17, X0
 	VADDSS        X0, X17, X17
-	VMOVSS        X17, 8(AX)(CX*1)
+	VMOVSS        X17, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z18, Y0
 	VADDPS        Y0, Y18, Y18
 	VEXTRACTF32X4 $0x01, Y18, X0
@@ -3680,7 +3732,7 @@ group:
 	VADDPS        X0, X18, X18
 	VMOVSHDUP     X18, X0
 	VADDSS        X0, X18, X18
-	VMOVSS        X18, 8(AX)(CX*2)
+	VMOVSS        X18, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z19, Y0
 	VADDPS        Y0, Y19, Y19
 	VEXTRACTF32X4 $0x01, Y19, X0
@@ -3689,7 +3741,7 @@ group:
 	VADDPS        X0, X19, X19
 	VMOVSHDUP     X19, X0
 	VADDSS        X0, X19, X19
-	VMOVSS        X19, 8(AX)(DX*1)
+	VMOVSS        X19, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z20, Y0
 	VADDPS        Y0, Y20, Y20
 	VEXTRACTF32X4 $0x01, Y20, X0
@@ -3698,7 +3750,7 @@ group:
 	VADDPS        X0, X20, X20
 	VMOVSHDUP     X20, X0
 	VADDSS        X0, X20, X20
-	VMOVSS        X20, 8(BX)
+	VMOVSS        X20, (BX)
 	VEXTRACTF64X4 $0x01, Z21, Y0
 	VADDPS        Y0, Y21, Y21
 	VEXTRACTF32X4 $0x01, Y21, X0
@@ -3707,7 +3759,7 @@ group:
 	VADDPS        X0, X21, X21
 	VMOVSHDUP     X21, X0
 	VADDSS        X0, X21, X21
-	VMOVSS        X21, 8(BX)(CX*1)
+	VMOVSS        X21, (BX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z22, Y0
 	VADDPS        Y0, Y22, Y22
 	VEXTRACTF32X4 $0x01, Y22, X0
@@ -3716,7 +3768,7 @@ group:
 	VADDPS        X0, X22, X22
 	VMOVSHDUP     X22, X0
 	VADDSS        X0, X22, X22
-	VMOVSS        X22, 8(BX)(CX*2)
+	VMOVSS        X22, (BX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z23, Y0
 	VADDPS        Y0, Y23, Y23
 	VEXTRACTF32X4 $0x01, Y23, X0
@@ -3725,23 +3777,22 @@ group:
 	VADDPS        X0, X23, X23
 	VMOVSHDUP     X23, X0
 	VADDSS        X0, X23, X23
-	VMOVSS        X23, 8(BX)(DX*1)
+	VMOVSS        X23, (BX)(DX*1)
 	VZEROUPPER
 	RET
 
-// func streamBF16AVX512x8(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamBF16AVX512x8(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·streamBF16AVX512x8(SB), NOSPLIT, $0-56
+TEXT ·streamBF16AVX512x8(SB), NOSPLIT, $0-80
 	MOVQ         groups+0(FP), AX
-	MOVQ         AX, CX
-	IMUL3Q       $0x00000040, CX, CX
-	MOVQ         x+8(FP), DX
-	MOVQ         xStride+16(FP), BX
-	LEAQ         (BX)(BX*2), SI
-	LEAQ         (DX)(BX*4), DI
-	MOVQ         w+24(FP), R8
-	MOVQ         AX, R9
-	MOVQ         scales+32(FP), R9
+	MOVQ         x+8(FP), CX
+	MOVQ         xStride+16(FP), DX
+	LEAQ         (DX)(DX*2), BX
+	LEAQ         (CX)(DX*4), SI
+	MOVQ         w+24(FP), DI
+	MOVQ         wStride+32(FP), R8
+	MOVQ         scales+40(FP), R9
+	MOVQ         scaleStride+48(FP), R10
 	VPBROADCASTD upperHalf<>+0(SB), Z0
 	VPXORD       Z1, Z1, Z1
 	VPXORD       Z2, Z2, Z2
@@ -3769,89 +3820,90 @@ TEXT ·streamBF16AVX512x8(SB), NOSPLIT, $0-56
 	VPXORD       Z24, Z24, Z24
 
 group:
-	VMOVUPS       (R8), Z25
+	VMOVUPS       (DI), Z25
 	VPSLLD        $0x10, Z25, Z26
 	VPANDD        Z0, Z25, Z25
-	VMOVUPS       (R8)(CX*1), Z27
+	VMOVUPS       (DI)(R8*1), Z27
 	VPSLLD        $0x10, Z27, Z28
 	VPANDD        Z0, Z27, Z27
-	VMOVUPS       (R8)(CX*2), Z29
+	VMOVUPS       (DI)(R8*2), Z29
 	VPSLLD        $0x10, Z29, Z30
 	VPANDD        Z0, Z29, Z29
-	VMOVUPS       (DX), Z31
+	VMOVUPS       (CX), Z31
 	VFMADD231PS   Z31, Z26, Z1
 	VFMADD231PS   Z31, Z28, Z9
 	VFMADD231PS   Z31, Z30, Z17
-	VMOVUPS       (DX)(BX*1), Z31
+	VMOVUPS       (CX)(DX*1), Z31
 	VFMADD231PS   Z31, Z26, Z2
 	VFMADD231PS   Z31, Z28, Z10
 	VFMADD231PS   Z31, Z30, Z18
-	VMOVUPS       (DX)(BX*2), Z31
+	VMOVUPS       (CX)(DX*2), Z31
 	VFMADD231PS   Z31, Z26, Z3
 	VFMADD231PS   Z31, Z28, Z11
 	VFMADD231PS   Z31, Z30, Z19
-	VMOVUPS       (DX)(SI*1), Z31
+	VMOVUPS       (CX)(BX*1), Z31
 	VFMADD231PS   Z31, Z26, Z4
 	VFMADD231PS   Z31, Z28, Z12
 	VFMADD231PS   Z31, Z30, Z20
-	VMOVUPS       (DI), Z31
+	VMOVUPS       (SI), Z31
 	VFMADD231PS   Z31, Z26, Z5
 	VFMADD231PS   Z31, Z28, Z13
 	VFMADD231PS   Z31, Z30, Z21
-	VMOVUPS       (DI)(BX*1), Z31
+	VMOVUPS       (SI)(DX*1), Z31
 	VFMADD231PS   Z31, Z26, Z6
 	VFMADD231PS   Z31, Z28, Z14
 	VFMADD231PS   Z31, Z30, Z22
-	VMOVUPS       (DI)(BX*2), Z31
+	VMOVUPS       (SI)(DX*2), Z31
 	VFMADD231PS   Z31, Z26, Z7
 	VFMADD231PS   Z31, Z28, Z15
 	VFMADD231PS   Z31, Z30, Z23
-	VMOVUPS       (DI)(SI*1), Z31
+	VMOVUPS       (SI)(BX*1), Z31
 	VFMADD231PS   Z31, Z26, Z8
 	VFMADD231PS   Z31, Z28, Z16
 	VFMADD231PS   Z31, Z30, Z24
-	VMOVUPS       64(DX), Z26
+	VMOVUPS       64(CX), Z26
 	VFMADD231PS   Z26, Z25, Z1
 	VFMADD231PS   Z26, Z27, Z9
 	VFMADD231PS   Z26, Z29, Z17
-	VMOVUPS       64(DX)(BX*1), Z26
+	VMOVUPS       64(CX)(DX*1), Z26
 	VFMADD231PS   Z26, Z25, Z2
 	VFMADD231PS   Z26, Z27, Z10
 	VFMADD231PS   Z26, Z29, Z18
-	VMOVUPS       64(DX)(BX*2), Z26
+	VMOVUPS       64(CX)(DX*2), Z26
 	VFMADD231PS   Z26, Z25, Z3
 	VFMADD231PS   Z26, Z27, Z11
 	VFMADD231PS   Z26, Z29, Z19
-	VMOVUPS       64(DX)(SI*1), Z26
+	VMOVUPS       64(CX)(BX*1), Z26
 	VFMADD231PS   Z26, Z25, Z4
 	VFMADD231PS   Z26, Z27, Z12
 	VFMADD231PS   Z26, Z29, Z20
-	VMOVUPS       64(DI), Z26
+	VMOVUPS       64(SI), Z26
 	VFMADD231PS   Z26, Z25, Z5
 	VFMADD231PS   Z26, Z27, Z13
 	VFMADD231PS   Z26, Z29, Z21
-	VMOVUPS       64(DI)(BX*1), Z26
+	VMOVUPS       64(SI)(DX*1), Z26
 	VFMADD231PS   Z26, Z25, Z6
 	VFMADD231PS   Z26, Z27, Z14
 	VFMADD231PS   Z26, Z29, Z22
-	VMOVUPS       64(DI)(BX*2), Z26
+	VMOVUPS       64(SI)(DX*2), Z26
 	VFMADD231PS   Z26, Z25, Z7
 	VFMADD231PS   Z26, Z27, Z15
 	VFMADD231PS   Z26, Z29, Z23
-	VMOVUPS       64(DI)(SI*1), Z26
+	VMOVUPS       64(SI)(BX*1), Z26
 	VFMADD231PS   Z26, Z25, Z8
 	VFMADD231PS   Z26, Z27, Z16
 	VFMADD231PS   Z26, Z29, Z24
-	ADDQ          $+128, DX
-	ADDQ          $+128, DI
-	ADDQ          $+64, R8
+	ADDQ          $+128, CX
+	ADDQ          $+128, SI
+	ADDQ          $+64, DI
 	ADDQ          $+1, R9
 	DECQ          AX
 	JNZ           group
-	MOVQ          y+40(FP), AX
-	MOVQ          yStride+48(FP), CX
+	MOVQ          y+56(FP), AX
+	MOVQ          yStride+64(FP), CX
 	LEAQ          (CX)(CX*2), DX
 	LEAQ          (AX)(CX*4), BX
+	MOVQ          rowStride+72(FP), SI
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VADDPS        Y0, Y1, Y1
 	VEXTRACTF32X4 $0x01, Y1, X0
@@ -3924,6 +3976,8 @@ group:
 	VMOVSHDUP     X8, X0
 	VADDSS        X0, X8, X8
 	VMOVSS        X8, (BX)(DX*1)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z9, Y0
 	VADDPS        Y0, Y9, Y9
 	VEXTRACTF32X4 $0x01, Y9, X0
@@ -3932,7 +3986,7 @@ group:
 	VADDPS        X0, X9, X9
 	VMOVSHDUP     X9, X0
 	VADDSS        X0, X9, X9
-	VMOVSS        X9, 4(AX)
+	VMOVSS        X9, (AX)
 	VEXTRACTF64X4 $0x01, Z10, Y0
 	VADDPS        Y0, Y10, Y10
 	VEXTRACTF32X4 $0x01, Y10, X0
@@ -3941,7 +3995,7 @@ group:
 	VADDPS        X0, X10, X10
 	VMOVSHDUP     X10, X0
 	VADDSS        X0, X10, X10
-	VMOVSS        X10, 4(AX)(CX*1)
+	VMOVSS        X10, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z11, Y0
 	VADDPS        Y0, Y11, Y11
 	VEXTRACTF32X4 $0x01, Y11, X0
@@ -3950,7 +4004,7 @@ group:
 	VADDPS        X0, X11, X11
 	VMOVSHDUP     X11, X0
 	VADDSS        X0, X11, X11
-	VMOVSS        X11, 4(AX)(CX*2)
+	VMOVSS        X11, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z12, Y0
 	VADDPS        Y0, Y12, Y12
 	VEXTRACTF32X4 $0x01, Y12, X0
@@ -3959,7 +4013,7 @@ group:
 	VADDPS        X0, X12, X12
 	VMOVSHDUP     X12, X0
 	VADDSS        X0, X12, X12
-	VMOVSS        X12, 4(AX)(DX*1)
+	VMOVSS        X12, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z13, Y0
 	VADDPS        Y0, Y13, Y13
 	VEXTRACTF32X4 $0x01, Y13, X0
@@ -3968,7 +4022,7 @@ group:
 	VADDPS        X0, X13, X13
 	VMOVSHDUP     X13, X0
 	VADDSS        X0, X13, X13
-	VMOVSS        X13, 4(BX)
+	VMOVSS        X13, (BX)
 	VEXTRACTF64X4 $0x01, Z14, Y0
 	VADDPS        Y0, Y14, Y14
 	VEXTRACTF32X4 $0x01, Y14, X0
@@ -3977,7 +4031,7 @@ group:
 	VADDPS        X0, X14, X14
 	VMOVSHDUP     X14, X0
 	VADDSS        X0, X14, X14
-	VMOVSS        X14, 4(BX)(CX*1)
+	VMOVSS        X14, (BX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z15, Y0
 	VADDPS        Y0, Y15, Y15
 	VEXTRACTF32X4 $0x01, Y15, X0
@@ -3986,7 +4040,7 @@ group:
 	VADDPS        X0, X15, X15
 	VMOVSHDUP     X15, X0
 	VADDSS        X0, X15, X15
-	VMOVSS        X15, 4(BX)(CX*2)
+	VMOVSS        X15, (BX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z16, Y0
 	VADDPS        Y0, Y16, Y16
 	VEXTRACTF32X4 $0x01, Y16, X0
@@ -3995,7 +4049,9 @@ group:
 	VADDPS        X0, X16, X16
 	VMOVSHDUP     X16, X0
 	VADDSS        X0, X16, X16
-	VMOVSS        X16, 4(BX)(DX*1)
+	VMOVSS        X16, (BX)(DX*1)
+	ADDQ          SI, AX
+	ADDQ          SI, BX
 	VEXTRACTF64X4 $0x01, Z17, Y0
 	VADDPS        Y0, Y17, Y17
 	VEXTRACTF32X4 $0x01, Y17, X0
@@ -4004,7 +4060,7 @@ group:
 	VADDPS        X0, X17, X17
 	VMOVSHDUP     X17, X0
 	VADDSS        X0, X17, X17
-	VMOVSS        X17, 8(AX)
+	VMOVSS        X17, (AX)
 	VEXTRACTF64X4 $0x01, Z18, Y0
 	VADDPS        Y0, Y18, Y18
 	VEXTRACTF32X4 $0x01, Y18, X0
@@ -4013,7 +4069,7 @@ group:
 	VADDPS        X0, X18, X18
 	VMOVSHDUP     X18, X0
 	VADDSS        X0, X18, X18
-	VMOVSS        X18, 8(AX)(CX*1)
+	VMOVSS        X18, (AX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z19, Y0
 	VADDPS        Y0, Y19, Y19
 	VEXTRACTF32X4 $0x01, Y19, X0
@@ -4022,7 +4078,7 @@ group:
 	VADDPS        X0, X19, X19
 	VMOVSHDUP     X19, X0
 	VADDSS        X0, X19, X19
-	VMOVSS        X19, 8(AX)(CX*2)
+	VMOVSS        X19, (AX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z20, Y0
 	VADDPS        Y0, Y20, Y20
 	VEXTRACTF32X4 $0x01, Y20, X0
@@ -4031,7 +4087,7 @@ group:
 	VADDPS        X0, X20, X20
 	VMOVSHDUP     X20, X0
 	VADDSS        X0, X20, X20
-	VMOVSS        X20, 8(AX)(DX*1)
+	VMOVSS        X20, (AX)(DX*1)
 	VEXTRACTF64X4 $0x01, Z21, Y0
 	VADDPS        Y0, Y21, Y21
 	VEXTRACTF32X4 $0x01, Y21, X0
@@ -4040,7 +4096,7 @@ group:
 	VADDPS        X0, X21, X21
 	VMOVSHDUP     X21, X0
 	VADDSS        X0, X21, X21
-	VMOVSS        X21, 8(BX)
+	VMOVSS        X21, (BX)
 	VEXTRACTF64X4 $0x01, Z22, Y0
 	VADDPS        Y0, Y22, Y22
 	VEXTRACTF32X4 $0x01, Y22, X0
@@ -4049,7 +4105,7 @@ group:
 	VADDPS        X0, X22, X22
 	VMOVSHDUP     X22, X0
 	VADDSS        X0, X22, X22
-	VMOVSS        X22, 8(BX)(CX*1)
+	VMOVSS        X22, (BX)(CX*1)
 	VEXTRACTF64X4 $0x01, Z23, Y0
 	VADDPS        Y0, Y23, Y23
 	VEXTRACTF32X4 $0x01, Y23, X0
@@ -4058,7 +4114,7 @@ group:
 	VADDPS        X0, X23, X23
 	VMOVSHDUP     X23, X0
 	VADDSS        X0, X23, X23
-	VMOVSS        X23, 8(BX)(CX*2)
+	VMOVSS        X23, (BX)(CX*2)
 	VEXTRACTF64X4 $0x01, Z24, Y0
 	VADDPS        Y0, Y24, Y24
 	VEXTRACTF32X4 $0x01, Y24, X0
@@ -4067,7 +4123,7 @@ group:
 	VADDPS        X0, X24, X24
 	VMOVSHDUP     X24, X0
 	VADDSS        X0, X24, X24
-	VMOVSS        X24, 8(BX)(DX*1)
+	VMOVSS        X24, (BX)(DX*1)
 	VZEROUPPER
 	RET
 
@@ -5045,19 +5101,18 @@ group:
 	VZEROUPPER
 	RET
 
-// func streamMXFP4AVX2x1(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamMXFP4AVX2x1(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX2, FMA3
-TEXT ·streamMXFP4AVX2x1(SB), NOSPLIT, $0-56
+TEXT ·streamMXFP4AVX2x1(SB), NOSPLIT, $0-80
 	MOVQ         groups+0(FP), AX
-	MOVQ         AX, CX
-	IMUL3Q       $0x00000010, CX, CX
-	MOVQ         x+8(FP), DX
-	MOVQ         xStride+16(FP), BX
-	MOVQ         w+24(FP), BX
-	LEAQ         (CX)(CX*2), SI
-	MOVQ         AX, DI
-	MOVQ         scales+32(FP), R8
-	LEAQ         (DI)(DI*2), R9
+	MOVQ         x+8(FP), CX
+	MOVQ         xStride+16(FP), DX
+	MOVQ         w+24(FP), DX
+	MOVQ         wStride+32(FP), BX
+	LEAQ         (BX)(BX*2), SI
+	MOVQ         scales+40(FP), DI
+	MOVQ         scaleStride+48(FP), R8
+	LEAQ         (R8)(R8*2), R9
 	LEAQ         scales<>+0(SB), R10
 	VMOVUPS      magnitudes<>+0(SB), Y0
 	VBROADCASTSS signBit<>+0(SB), Y1
@@ -5071,121 +5126,122 @@ TEXT ·streamMXFP4AVX2x1(SB), NOSPLIT, $0-56
 	VXORPS       Y9, Y9, Y9
 
 group:
-	MOVBLZX      (R8), R11
+	MOVBLZX      (DI), R11
 	VBROADCASTSS (R10)(R11*4), Y10
 	VMULPS       Y0, Y10, Y10
-	VPMOVZXBD    (BX), Y11
+	VPMOVZXBD    (DX), Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y13
 	VPAND        Y1, Y13, Y13
 	VPOR         Y13, Y12, Y12
-	VFMADD231PS  (DX), Y12, Y2
+	VFMADD231PS  (CX), Y12, Y2
 	VPSRLD       $0x04, Y11, Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPOR         Y11, Y12, Y12
-	VFMADD231PS  64(DX), Y12, Y2
-	VPMOVZXBD    8(BX), Y11
+	VFMADD231PS  64(CX), Y12, Y2
+	VPMOVZXBD    8(DX), Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y13
 	VPAND        Y1, Y13, Y13
 	VPOR         Y13, Y12, Y12
-	VFMADD231PS  32(DX), Y12, Y3
+	VFMADD231PS  32(CX), Y12, Y3
 	VPSRLD       $0x04, Y11, Y11
 	VPERMPS      Y10, Y11, Y10
 	VPSLLD       $0x1c, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPOR         Y11, Y10, Y10
-	VFMADD231PS  96(DX), Y10, Y3
-	MOVBLZX      (R8)(DI*1), R11
+	VFMADD231PS  96(CX), Y10, Y3
+	MOVBLZX      (DI)(R8*1), R11
 	VBROADCASTSS (R10)(R11*4), Y10
 	VMULPS       Y0, Y10, Y10
-	VPMOVZXBD    (BX)(CX*1), Y11
+	VPMOVZXBD    (DX)(BX*1), Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y13
 	VPAND        Y1, Y13, Y13
 	VPOR         Y13, Y12, Y12
-	VFMADD231PS  (DX), Y12, Y4
+	VFMADD231PS  (CX), Y12, Y4
 	VPSRLD       $0x04, Y11, Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPOR         Y11, Y12, Y12
-	VFMADD231PS  64(DX), Y12, Y4
-	VPMOVZXBD    8(BX)(CX*1), Y11
+	VFMADD231PS  64(CX), Y12, Y4
+	VPMOVZXBD    8(DX)(BX*1), Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y13
 	VPAND        Y1, Y13, Y13
 	VPOR         Y13, Y12, Y12
-	VFMADD231PS  32(DX), Y12, Y5
+	VFMADD231PS  32(CX), Y12, Y5
 	VPSRLD       $0x04, Y11, Y11
 	VPERMPS      Y10, Y11, Y10
 	VPSLLD       $0x1c, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPOR         Y11, Y10, Y10
-	VFMADD231PS  96(DX), Y10, Y5
-	MOVBLZX      (R8)(DI*2), R11
+	VFMADD231PS  96(CX), Y10, Y5
+	MOVBLZX      (DI)(R8*2), R11
 	VBROADCASTSS (R10)(R11*4), Y10
 	VMULPS       Y0, Y10, Y10
-	VPMOVZXBD    (BX)(CX*2), Y11
+	VPMOVZXBD    (DX)(BX*2), Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y13
 	VPAND        Y1, Y13, Y13
 	VPOR         Y13, Y12, Y12
-	VFMADD231PS  (DX), Y12, Y6
+	VFMADD231PS  (CX), Y12, Y6
 	VPSRLD       $0x04, Y11, Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPOR         Y11, Y12, Y12
-	VFMADD231PS  64(DX), Y12, Y6
-	VPMOVZXBD    8(BX)(CX*2), Y11
+	VFMADD231PS  64(CX), Y12, Y6
+	VPMOVZXBD    8(DX)(BX*2), Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y13
 	VPAND        Y1, Y13, Y13
 	VPOR         Y13, Y12, Y12
-	VFMADD231PS  32(DX), Y12, Y7
+	VFMADD231PS  32(CX), Y12, Y7
 	VPSRLD       $0x04, Y11, Y11
 	VPERMPS      Y10, Y11, Y10
 	VPSLLD       $0x1c, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPOR         Y11, Y10, Y10
-	VFMADD231PS  96(DX), Y10, Y7
-	MOVBLZX      (R8)(R9*1), R11
+	VFMADD231PS  96(CX), Y10, Y7
+	MOVBLZX      (DI)(R9*1), R11
 	VBROADCASTSS (R10)(R11*4), Y10
 	VMULPS       Y0, Y10, Y10
-	VPMOVZXBD    (BX)(SI*1), Y11
+	VPMOVZXBD    (DX)(SI*1), Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y13
 	VPAND        Y1, Y13, Y13
 	VPOR         Y13, Y12, Y12
-	VFMADD231PS  (DX), Y12, Y8
+	VFMADD231PS  (CX), Y12, Y8
 	VPSRLD       $0x04, Y11, Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPOR         Y11, Y12, Y12
-	VFMADD231PS  64(DX), Y12, Y8
-	VPMOVZXBD    8(BX)(SI*1), Y11
+	VFMADD231PS  64(CX), Y12, Y8
+	VPMOVZXBD    8(DX)(SI*1), Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y13
 	VPAND        Y1, Y13, Y13
 	VPOR         Y13, Y12, Y12
-	VFMADD231PS  32(DX), Y12, Y9
+	VFMADD231PS  32(CX), Y12, Y9
 	VPSRLD       $0x04, Y11, Y11
 	VPERMPS      Y10, Y11, Y10
 	VPSLLD       $0x1c, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPOR         Y11, Y10, Y10
-	VFMADD231PS  96(DX), Y10, Y9
-	ADDQ         $+128, DX
-	ADDQ         $+16, BX
-	ADDQ         $+1, R8
+	VFMADD231PS  96(CX), Y10, Y9
+	ADDQ         $+128, CX
+	ADDQ         $+16, DX
+	ADDQ         $+1, DI
 	DECQ         AX
 	JNZ          group
-	MOVQ         y+40(FP), AX
-	MOVQ         yStride+48(FP), CX
+	MOVQ         y+56(FP), AX
+	MOVQ         yStride+64(FP), CX
+	MOVQ         rowStride+72(FP), CX
 	VADDPS       Y3, Y2, Y2
 	VEXTRACTF128 $0x01, Y2, X0
 	VADDPS       X0, X2, X2
@@ -5194,6 +5250,7 @@ group:
 	VMOVSHDUP    X2, X0
 	VADDSS       X0, X2, X2
 	VMOVSS       X2, (AX)
+	ADDQ         CX, AX
 	VADDPS       Y5, Y4, Y4
 	VEXTRACTF128 $0x01, Y4, X0
 	VADDPS       X0, X4, X4
@@ -5201,7 +5258,8 @@ group:
 	VADDPS       X0, X4, X4
 	VMOVSHDUP    X4, X0
 	VADDSS       X0, X4, X4
-	VMOVSS       X4, 4(AX)
+	VMOVSS       X4, (AX)
+	ADDQ         CX, AX
 	VADDPS       Y7, Y6, Y6
 	VEXTRACTF128 $0x01, Y6, X0
 	VADDPS       X0, X6, X6
@@ -5209,7 +5267,8 @@ group:
 	VADDPS       X0, X6, X6
 	VMOVSHDUP    X6, X0
 	VADDSS       X0, X6, X6
-	VMOVSS       X6, 8(AX)
+	VMOVSS       X6, (AX)
+	ADDQ         CX, AX
 	VADDPS       Y9, Y8, Y8
 	VEXTRACTF128 $0x01, Y8, X0
 	VADDPS       X0, X8, X8
@@ -5217,23 +5276,22 @@ group:
 	VADDPS       X0, X8, X8
 	VMOVSHDUP    X8, X0
 	VADDSS       X0, X8, X8
-	VMOVSS       X8, 12(AX)
+	VMOVSS       X8, (AX)
 	VZEROUPPER
 	RET
 
-// func streamBF16AVX2x1(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamBF16AVX2x1(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX2, FMA3
-TEXT ·streamBF16AVX2x1(SB), NOSPLIT, $0-56
+TEXT ·streamBF16AVX2x1(SB), NOSPLIT, $0-80
 	MOVQ         groups+0(FP), AX
-	MOVQ         AX, CX
-	IMUL3Q       $0x00000040, CX, CX
-	MOVQ         x+8(FP), DX
-	MOVQ         xStride+16(FP), BX
-	MOVQ         w+24(FP), BX
-	LEAQ         (CX)(CX*2), SI
-	MOVQ         AX, DI
-	MOVQ         scales+32(FP), R8
-	LEAQ         (DI)(DI*2), DI
+	MOVQ         x+8(FP), CX
+	MOVQ         xStride+16(FP), DX
+	MOVQ         w+24(FP), DX
+	MOVQ         wStride+32(FP), BX
+	LEAQ         (BX)(BX*2), SI
+	MOVQ         scales+40(FP), DI
+	MOVQ         scaleStride+48(FP), R8
+	LEAQ         (R8)(R8*2), R8
 	VBROADCASTSS upperHalf<>+0(SB), Y0
 	VXORPS       Y1, Y1, Y1
 	VXORPS       Y2, Y2, Y2
@@ -5245,53 +5303,54 @@ TEXT ·streamBF16AVX2x1(SB), NOSPLIT, $0-56
 	VXORPS       Y8, Y8, Y8
 
 group:
-	VMOVUPS      (BX), Y9
+	VMOVUPS      (DX), Y9
 	VPSLLD       $0x10, Y9, Y10
 	VPAND        Y0, Y9, Y9
-	VFMADD231PS  (DX), Y10, Y1
-	VFMADD231PS  64(DX), Y9, Y1
-	VMOVUPS      32(BX), Y9
+	VFMADD231PS  (CX), Y10, Y1
+	VFMADD231PS  64(CX), Y9, Y1
+	VMOVUPS      32(DX), Y9
 	VPSLLD       $0x10, Y9, Y10
 	VPAND        Y0, Y9, Y9
-	VFMADD231PS  32(DX), Y10, Y2
-	VFMADD231PS  96(DX), Y9, Y2
-	VMOVUPS      (BX)(CX*1), Y9
+	VFMADD231PS  32(CX), Y10, Y2
+	VFMADD231PS  96(CX), Y9, Y2
+	VMOVUPS      (DX)(BX*1), Y9
 	VPSLLD       $0x10, Y9, Y10
 	VPAND        Y0, Y9, Y9
-	VFMADD231PS  (DX), Y10, Y3
-	VFMADD231PS  64(DX), Y9, Y3
-	VMOVUPS      32(BX)(CX*1), Y9
+	VFMADD231PS  (CX), Y10, Y3
+	VFMADD231PS  64(CX), Y9, Y3
+	VMOVUPS      32(DX)(BX*1), Y9
 	VPSLLD       $0x10, Y9, Y10
 	VPAND        Y0, Y9, Y9
-	VFMADD231PS  32(DX), Y10, Y4
-	VFMADD231PS  96(DX), Y9, Y4
-	VMOVUPS      (BX)(CX*2), Y9
+	VFMADD231PS  32(CX), Y10, Y4
+	VFMADD231PS  96(CX), Y9, Y4
+	VMOVUPS      (DX)(BX*2), Y9
 	VPSLLD       $0x10, Y9, Y10
 	VPAND        Y0, Y9, Y9
-	VFMADD231PS  (DX), Y10, Y5
-	VFMADD231PS  64(DX), Y9, Y5
-	VMOVUPS      32(BX)(CX*2), Y9
+	VFMADD231PS  (CX), Y10, Y5
+	VFMADD231PS  64(CX), Y9, Y5
+	VMOVUPS      32(DX)(BX*2), Y9
 	VPSLLD       $0x10, Y9, Y10
 	VPAND        Y0, Y9, Y9
-	VFMADD231PS  32(DX), Y10, Y6
-	VFMADD231PS  96(DX), Y9, Y6
-	VMOVUPS      (BX)(SI*1), Y9
+	VFMADD231PS  32(CX), Y10, Y6
+	VFMADD231PS  96(CX), Y9, Y6
+	VMOVUPS      (DX)(SI*1), Y9
 	VPSLLD       $0x10, Y9, Y10
 	VPAND        Y0, Y9, Y9
-	VFMADD231PS  (DX), Y10, Y7
-	VFMADD231PS  64(DX), Y9, Y7
-	VMOVUPS      32(BX)(SI*1), Y9
+	VFMADD231PS  (CX), Y10, Y7
+	VFMADD231PS  64(CX), Y9, Y7
+	VMOVUPS      32(DX)(SI*1), Y9
 	VPSLLD       $0x10, Y9, Y10
 	VPAND        Y0, Y9, Y9
-	VFMADD231PS  32(DX), Y10, Y8
-	VFMADD231PS  96(DX), Y9, Y8
-	ADDQ         $+128, DX
-	ADDQ         $+64, BX
-	ADDQ         $+1, R8
+	VFMADD231PS  32(CX), Y10, Y8
+	VFMADD231PS  96(CX), Y9, Y8
+	ADDQ         $+128, CX
+	ADDQ         $+64, DX
+	ADDQ         $+1, DI
 	DECQ         AX
 	JNZ          group
-	MOVQ         y+40(FP), AX
-	MOVQ         yStride+48(FP), CX
+	MOVQ         y+56(FP), AX
+	MOVQ         yStride+64(FP), CX
+	MOVQ         rowStride+72(FP), CX
 	VADDPS       Y2, Y1, Y1
 	VEXTRACTF128 $0x01, Y1, X0
 	VADDPS       X0, X1, X1
@@ -5300,6 +5359,7 @@ group:
 	VMOVSHDUP    X1, X0
 	VADDSS       X0, X1, X1
 	VMOVSS       X1, (AX)
+	ADDQ         CX, AX
 	VADDPS       Y4, Y3, Y3
 	VEXTRACTF128 $0x01, Y3, X0
 	VADDPS       X0, X3, X3
@@ -5307,7 +5367,8 @@ group:
 	VADDPS       X0, X3, X3
 	VMOVSHDUP    X3, X0
 	VADDSS       X0, X3, X3
-	VMOVSS       X3, 4(AX)
+	VMOVSS       X3, (AX)
+	ADDQ         CX, AX
 	VADDPS       Y6, Y5, Y5
 	VEXTRACTF128 $0x01, Y5, X0
 	VADDPS       X0, X5, X5
@@ -5315,7 +5376,8 @@ group:
 	VADDPS       X0, X5, X5
 	VMOVSHDUP    X5, X0
 	VADDSS       X0, X5, X5
-	VMOVSS       X5, 8(AX)
+	VMOVSS       X5, (AX)
+	ADDQ         CX, AX
 	VADDPS       Y8, Y7, Y7
 	VEXTRACTF128 $0x01, Y7, X0
 	VADDPS       X0, X7, X7
@@ -5323,21 +5385,20 @@ group:
 	VADDPS       X0, X7, X7
 	VMOVSHDUP    X7, X0
 	VADDSS       X0, X7, X7
-	VMOVSS       X7, 12(AX)
+	VMOVSS       X7, (AX)
 	VZEROUPPER
 	RET
 
-// func streamMXFP4AVX2x2(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamMXFP4AVX2x2(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX2, FMA3
-TEXT ·streamMXFP4AVX2x2(SB), NOSPLIT, $0-56
+TEXT ·streamMXFP4AVX2x2(SB), NOSPLIT, $0-80
 	MOVQ         groups+0(FP), AX
-	MOVQ         AX, CX
-	IMUL3Q       $0x00000010, CX, CX
-	MOVQ         x+8(FP), DX
-	MOVQ         xStride+16(FP), BX
-	MOVQ         w+24(FP), SI
-	MOVQ         AX, DI
-	MOVQ         scales+32(FP), R8
+	MOVQ         x+8(FP), CX
+	MOVQ         xStride+16(FP), DX
+	MOVQ         w+24(FP), BX
+	MOVQ         wStride+32(FP), SI
+	MOVQ         scales+40(FP), DI
+	MOVQ         scaleStride+48(FP), R8
 	LEAQ         scales<>+0(SB), R9
 	VMOVUPS      magnitudes<>+0(SB), Y0
 	VBROADCASTSS signBit<>+0(SB), Y1
@@ -5351,75 +5412,76 @@ TEXT ·streamMXFP4AVX2x2(SB), NOSPLIT, $0-56
 	VXORPS       Y9, Y9, Y9
 
 group:
-	MOVBLZX      (R8), R10
+	MOVBLZX      (DI), R10
 	VBROADCASTSS (R9)(R10*4), Y10
 	VMULPS       Y0, Y10, Y10
-	VPMOVZXBD    (SI), Y11
+	VPMOVZXBD    (BX), Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y13
 	VPAND        Y1, Y13, Y13
 	VPOR         Y13, Y12, Y12
-	VFMADD231PS  (DX), Y12, Y2
-	VFMADD231PS  (DX)(BX*1), Y12, Y4
+	VFMADD231PS  (CX), Y12, Y2
+	VFMADD231PS  (CX)(DX*1), Y12, Y4
 	VPSRLD       $0x04, Y11, Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPOR         Y11, Y12, Y12
-	VFMADD231PS  64(DX), Y12, Y2
-	VFMADD231PS  64(DX)(BX*1), Y12, Y4
-	VPMOVZXBD    8(SI), Y11
+	VFMADD231PS  64(CX), Y12, Y2
+	VFMADD231PS  64(CX)(DX*1), Y12, Y4
+	VPMOVZXBD    8(BX), Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y13
 	VPAND        Y1, Y13, Y13
 	VPOR         Y13, Y12, Y12
-	VFMADD231PS  32(DX), Y12, Y3
-	VFMADD231PS  32(DX)(BX*1), Y12, Y5
+	VFMADD231PS  32(CX), Y12, Y3
+	VFMADD231PS  32(CX)(DX*1), Y12, Y5
 	VPSRLD       $0x04, Y11, Y11
 	VPERMPS      Y10, Y11, Y10
 	VPSLLD       $0x1c, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPOR         Y11, Y10, Y10
-	VFMADD231PS  96(DX), Y10, Y3
-	VFMADD231PS  96(DX)(BX*1), Y10, Y5
-	MOVBLZX      (R8)(DI*1), R10
+	VFMADD231PS  96(CX), Y10, Y3
+	VFMADD231PS  96(CX)(DX*1), Y10, Y5
+	MOVBLZX      (DI)(R8*1), R10
 	VBROADCASTSS (R9)(R10*4), Y10
 	VMULPS       Y0, Y10, Y10
-	VPMOVZXBD    (SI)(CX*1), Y11
+	VPMOVZXBD    (BX)(SI*1), Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y13
 	VPAND        Y1, Y13, Y13
 	VPOR         Y13, Y12, Y12
-	VFMADD231PS  (DX), Y12, Y6
-	VFMADD231PS  (DX)(BX*1), Y12, Y8
+	VFMADD231PS  (CX), Y12, Y6
+	VFMADD231PS  (CX)(DX*1), Y12, Y8
 	VPSRLD       $0x04, Y11, Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPOR         Y11, Y12, Y12
-	VFMADD231PS  64(DX), Y12, Y6
-	VFMADD231PS  64(DX)(BX*1), Y12, Y8
-	VPMOVZXBD    8(SI)(CX*1), Y11
+	VFMADD231PS  64(CX), Y12, Y6
+	VFMADD231PS  64(CX)(DX*1), Y12, Y8
+	VPMOVZXBD    8(BX)(SI*1), Y11
 	VPERMPS      Y10, Y11, Y12
 	VPSLLD       $0x1c, Y11, Y13
 	VPAND        Y1, Y13, Y13
 	VPOR         Y13, Y12, Y12
-	VFMADD231PS  32(DX), Y12, Y7
-	VFMADD231PS  32(DX)(BX*1), Y12, Y9
+	VFMADD231PS  32(CX), Y12, Y7
+	VFMADD231PS  32(CX)(DX*1), Y12, Y9
 	VPSRLD       $0x04, Y11, Y11
 	VPERMPS      Y10, Y11, Y10
 	VPSLLD       $0x1c, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPOR         Y11, Y10, Y10
-	VFMADD231PS  96(DX), Y10, Y7
-	VFMADD231PS  96(DX)(BX*1), Y10, Y9
-	ADDQ         $+128, DX
-	ADDQ         $+16, SI
-	ADDQ         $+1, R8
+	VFMADD231PS  96(CX), Y10, Y7
+	VFMADD231PS  96(CX)(DX*1), Y10, Y9
+	ADDQ         $+128, CX
+	ADDQ         $+16, BX
+	ADDQ         $+1, DI
 	DECQ         AX
 	JNZ          group
-	MOVQ         y+40(FP), AX
-	MOVQ         yStride+48(FP), CX
+	MOVQ         y+56(FP), AX
+	MOVQ         yStride+64(FP), CX
+	MOVQ         rowStride+72(FP), DX
 	VADDPS       Y3, Y2, Y2
 	VEXTRACTF128 $0x01, Y2, X0
 	VADDPS       X0, X2, X2
@@ -5436,6 +5498,7 @@ group:
 	VMOVSHDUP    X4, X0
 	VADDSS       X0, X4, X4
 	VMOVSS       X4, (AX)(CX*1)
+	ADDQ         DX, AX
 	VADDPS       Y7, Y6, Y6
 	VEXTRACTF128 $0x01, Y6, X0
 	VADDPS       X0, X6, X6
@@ -5443,7 +5506,7 @@ group:
 	VADDPS       X0, X6, X6
 	VMOVSHDUP    X6, X0
 	VADDSS       X0, X6, X6
-	VMOVSS       X6, 4(AX)
+	VMOVSS       X6, (AX)
 	VADDPS       Y9, Y8, Y8
 	VEXTRACTF128 $0x01, Y8, X0
 	VADDPS       X0, X8, X8
@@ -5451,21 +5514,20 @@ group:
 	VADDPS       X0, X8, X8
 	VMOVSHDUP    X8, X0
 	VADDSS       X0, X8, X8
-	VMOVSS       X8, 4(AX)(CX*1)
+	VMOVSS       X8, (AX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func streamBF16AVX2x2(groups int, x *float32, xStride int, w *byte, scales *byte, y *float32, yStride int)
+// func streamBF16AVX2x2(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride int, rowStride int)
 // Requires: AVX, AVX2, FMA3
-TEXT ·streamBF16AVX2x2(SB), NOSPLIT, $0-56
+TEXT ·streamBF16AVX2x2(SB), NOSPLIT, $0-80
 	MOVQ         groups+0(FP), AX
-	MOVQ         AX, CX
-	IMUL3Q       $0x00000040, CX, CX
-	MOVQ         x+8(FP), DX
-	MOVQ         xStride+16(FP), BX
-	MOVQ         w+24(FP), SI
-	MOVQ         AX, DI
-	MOVQ         scales+32(FP), DI
+	MOVQ         x+8(FP), CX
+	MOVQ         xStride+16(FP), DX
+	MOVQ         w+24(FP), BX
+	MOVQ         wStride+32(FP), SI
+	MOVQ         scales+40(FP), DI
+	MOVQ         scaleStride+48(FP), R8
 	VBROADCASTSS upperHalf<>+0(SB), Y0
 	VXORPS       Y1, Y1, Y1
 	VXORPS       Y2, Y2, Y2
@@ -5477,41 +5539,42 @@ TEXT ·streamBF16AVX2x2(SB), NOSPLIT, $0-56
 	VXORPS       Y8, Y8, Y8
 
 group:
-	VMOVUPS      (SI), Y9
+	VMOVUPS      (BX), Y9
 	VPSLLD       $0x10, Y9, Y10
 	VPAND        Y0, Y9, Y9
-	VFMADD231PS  (DX), Y10, Y1
-	VFMADD231PS  (DX)(BX*1), Y10, Y3
-	VFMADD231PS  64(DX), Y9, Y1
-	VFMADD231PS  64(DX)(BX*1), Y9, Y3
-	VMOVUPS      32(SI), Y9
+	VFMADD231PS  (CX), Y10, Y1
+	VFMADD231PS  (CX)(DX*1), Y10, Y3
+	VFMADD231PS  64(CX), Y9, Y1
+	VFMADD231PS  64(CX)(DX*1), Y9, Y3
+	VMOVUPS      32(BX), Y9
 	VPSLLD       $0x10, Y9, Y10
 	VPAND        Y0, Y9, Y9
-	VFMADD231PS  32(DX), Y10, Y2
-	VFMADD231PS  32(DX)(BX*1), Y10, Y4
-	VFMADD231PS  96(DX), Y9, Y2
-	VFMADD231PS  96(DX)(BX*1), Y9, Y4
-	VMOVUPS      (SI)(CX*1), Y9
+	VFMADD231PS  32(CX), Y10, Y2
+	VFMADD231PS  32(CX)(DX*1), Y10, Y4
+	VFMADD231PS  96(CX), Y9, Y2
+	VFMADD231PS  96(CX)(DX*1), Y9, Y4
+	VMOVUPS      (BX)(SI*1), Y9
 	VPSLLD       $0x10, Y9, Y10
 	VPAND        Y0, Y9, Y9
-	VFMADD231PS  (DX), Y10, Y5
-	VFMADD231PS  (DX)(BX*1), Y10, Y7
-	VFMADD231PS  64(DX), Y9, Y5
-	VFMADD231PS  64(DX)(BX*1), Y9, Y7
-	VMOVUPS      32(SI)(CX*1), Y9
+	VFMADD231PS  (CX), Y10, Y5
+	VFMADD231PS  (CX)(DX*1), Y10, Y7
+	VFMADD231PS  64(CX), Y9, Y5
+	VFMADD231PS  64(CX)(DX*1), Y9, Y7
+	VMOVUPS      32(BX)(SI*1), Y9
 	VPSLLD       $0x10, Y9, Y10
 	VPAND        Y0, Y9, Y9
-	VFMADD231PS  32(DX), Y10, Y6
-	VFMADD231PS  32(DX)(BX*1), Y10, Y8
-	VFMADD231PS  96(DX), Y9, Y6
-	VFMADD231PS  96(DX)(BX*1), Y9, Y8
-	ADDQ         $+128, DX
-	ADDQ         $+64, SI
+	VFMADD231PS  32(CX), Y10, Y6
+	VFMADD231PS  32(CX)(DX*1), Y10, Y8
+	VFMADD231PS  96(CX), Y9, Y6
+	VFMADD231PS  96(CX)(DX*1), Y9, Y8
+	ADDQ         $+128, CX
+	ADDQ         $+64, BX
 	ADDQ         $+1, DI
 	DECQ         AX
 	JNZ          group
-	MOVQ         y+40(FP), AX
-	MOVQ         yStride+48(FP), CX
+	MOVQ         y+56(FP), AX
+	MOVQ         yStride+64(FP), CX
+	MOVQ         rowStride+72(FP), DX
 	VADDPS       Y2, Y1, Y1
 	VEXTRACTF128 $0x01, Y1, X0
 	VADDPS       X0, X1, X1
@@ -5528,6 +5591,7 @@ group:
 	VMOVSHDUP    X3, X0
 	VADDSS       X0, X3, X3
 	VMOVSS       X3, (AX)(CX*1)
+	ADDQ         DX, AX
 	VADDPS       Y6, Y5, Y5
 	VEXTRACTF128 $0x01, Y5, X0
 	VADDPS       X0, X5, X5
@@ -5535,7 +5599,7 @@ group:
 	VADDPS       X0, X5, X5
 	VMOVSHDUP    X5, X0
 	VADDSS       X0, X5, X5
-	VMOVSS       X5, 4(AX)
+	VMOVSS       X5, (AX)
 	VADDPS       Y8, Y7, Y7
 	VEXTRACTF128 $0x01, Y7, X0
 	VADDPS       X0, X7, X7
@@ -5543,7 +5607,7 @@ group:
 	VADDPS       X0, X7, X7
 	VMOVSHDUP    X7, X0
 	VADDSS       X0, X7, X7
-	VMOVSS       X7, 4(AX)(CX*1)
+	VMOVSS       X7, (AX)(CX*1)
 	VZEROUPPER
 	RET
 
@@ -7151,4 +7215,9 @@ group:
 	DECQ          AX
 	JNZ           group
 	VZEROUPPER
+	RET
+
+// func pause()
+TEXT ·pause(SB), NOSPLIT, $0
+	PAUSE
 	RET

@@ -64,7 +64,17 @@ func main() {
 	}
 	decode64(avx512, "MXFP4", 16, avx512.mxfp4)
 	decode64(avx512, "BF16", 64, avx512.bf16)
+	pause()
 	Generate()
+}
+
+// pause emits what a loop that waits should do in every turn: it leaves the core to
+// the other thread that it may have.
+func pause() {
+	TEXT("pause", NOSPLIT, "func()")
+	Doc("pause passes some tens of cycles.")
+	PAUSE()
+	RET()
 }
 
 // Tables. A code's value is held doubled and a scale halved, so that scale 255
@@ -169,10 +179,10 @@ func (r rows) at(row, offset int) Mem {
 	return m
 }
 
-func (r rows) advance(bytes int) {
-	ADDQ(I32(bytes), r.base)
+func (r rows) advance(bytes Op) {
+	ADDQ(bytes, r.base)
 	if r.base4 != nil {
-		ADDQ(I32(bytes), r.base4)
+		ADDQ(bytes, r.base4)
 	}
 }
 
@@ -183,23 +193,19 @@ type decoder func(w, scale Mem, next func(half int, weights sum))
 // stream emits a kernel that multiplies `count` rows of packed weights with
 // `tokens` rows of x, decoding in registers:
 //
-//	func(groups int, x *float32, xStride int, w, scales *byte, y *float32, yStride int)
+//	func(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride, rowStride int)
 //
-// x is in split order. Rows of w follow each other; a group is 32 columns.
-// y[t·yStride + r] gets the sums. Strides are in bytes.
+// x is in split order. Rows of w and their scales lie wStride and scaleStride
+// apart; a group is 32 columns. y[t·yStride + r·rowStride] gets the sums. Strides
+// are in bytes.
 func stream(s isa, format string, count, tokens, groupBytes int, prepare func() decoder) {
 	TEXT(fmt.Sprintf("stream%s%sx%d", format, s.name, tokens), NOSPLIT,
-		"func(groups int, x *float32, xStride int, w, scales *byte, y *float32, yStride int)")
+		"func(groups int, x *float32, xStride int, w *byte, wStride int, scales *byte, scaleStride int, y *float32, yStride, rowStride int)")
 	Doc(fmt.Sprintf("stream%s%sx%d multiplies %d rows of packed weights with %d tokens.", format, s.name, tokens, count, tokens))
 	groups := Load(Param("groups"), GP64())
-	stride := GP64()
-	MOVQ(groups, stride)
-	IMUL3Q(U32(groupBytes), stride, stride)
 	x := addressRows(Load(Param("x"), GP64()), Load(Param("xStride"), GP64()), tokens)
-	w := addressRows(Load(Param("w"), GP64()), stride, count)
-	scaleStride := GP64()
-	MOVQ(groups, scaleStride)
-	scales := addressRows(Load(Param("scales"), GP64()), scaleStride, count)
+	w := addressRows(Load(Param("w"), GP64()), Load(Param("wStride"), GP64()), count)
+	scales := addressRows(Load(Param("scales"), GP64()), Load(Param("scaleStride"), GP64()), count)
 	emit := prepare()
 	acc := make([][]sum, count)
 	for r := range acc {
@@ -236,16 +242,20 @@ func stream(s isa, format string, count, tokens, groupBytes int, prepare func() 
 			}
 		}
 	}
-	x.advance(128)
-	w.advance(groupBytes)
-	scales.advance(1)
+	x.advance(I32(128))
+	w.advance(I32(groupBytes))
+	scales.advance(I32(1))
 	DECQ(groups)
 	JNZ(LabelRef("group"))
 
 	y := addressRows(Load(Param("y"), GP64()), Load(Param("yStride"), GP64()), tokens)
+	rowStride := Load(Param("rowStride"), GP64())
 	for r := range count {
+		if r > 0 {
+			y.advance(rowStride)
+		}
 		for t := range tokens {
-			VMOVSS(s.total32(acc[r][t]), y.at(t, 4*r))
+			VMOVSS(s.total32(acc[r][t]), y.at(t, 0))
 		}
 	}
 	VZEROUPPER()
@@ -480,8 +490,8 @@ func block(s isa, count, tokens, bits int) {
 			}
 		}
 	}
-	x.advance(groupBytes)
-	w.advance(groupBytes)
+	x.advance(I32(groupBytes))
+	w.advance(I32(groupBytes))
 	DECQ(groups)
 	JNZ(LabelRef("group"))
 	each(func(register VecVirtual, at Mem) { VMOVUPS(register, at) })
@@ -566,7 +576,7 @@ func innerProducts(s isa, bits int) {
 			}
 		}
 		ADDQ(I32(64), input)
-		row.advance(64)
+		row.advance(I32(64))
 		DECQ(left)
 		JNZ(LabelRef(fmt.Sprintf("chunk%d", count)))
 		switch {
