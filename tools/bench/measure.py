@@ -110,8 +110,8 @@ def fastest(work, repeats, patience=6.0):
 
 class Machine:
     """The processor and its limits, measured in a process of their own, so that the
-    buffers count in nobody's memory. Measured again at the end, they show whether the
-    machine was idle."""
+    buffers count in nobody's memory. Measured again after every engine, they show
+    whether the machine was idle; the highest count."""
 
     def __init__(self, threads):
         self.threads, self.bench = threads, build("./tools/bench")
@@ -140,12 +140,12 @@ class Machine:
         return f"{processor()}, {os.cpu_count()} cores, {self.threads} threads: {limits}{self.second}"
 
     def disturbed(self):
-        """A warning if the limits were not the same at the end."""
+        """A warning if the limits were not always the same."""
         reads, operations = zip(*self.seen)
         if min(reads) > 0.9 * max(reads) and min(operations) > 0.9 * max(operations):
             return ""
-        pairs = ", ".join(f"{r / 1e9:.0f} GB/s and {o / 1e9:.0f} GFLOP/s" for r, o in self.seen)
-        return f"The machine was not idle: its limits were measured as {pairs}."
+        spans = (f"{min(seen) / 1e9:.0f} to {max(seen) / 1e9:.0f} {unit}" for seen, unit in ((reads, "GB/s"), (operations, "GFLOP/s")))
+        return f"The machine was not idle: its limits were measured {len(reads)} times, as {' and '.join(spans)}."
 
 
 def processor():
