@@ -29,6 +29,21 @@ func available() (sets []*instructionSet) {
 	return sets
 }
 
+// scaledCodes holds the values of MXFP4's sixteen codes (E2M1: sign, two bits of
+// exponent, one of fraction) under every scale (E8M0: 2^(scale-127)). What
+// overflows is infinite; checkpoints that have it are refused.
+//
+//lint:ignore U1000 the assembly reads it
+var scaledCodes = func() (table [256][16]float32) {
+	for scale := range table {
+		for code, magnitude := range []float64{0, 0.5, 1, 1.5, 2, 3, 4, 6} {
+			v := float32(math.Ldexp(magnitude, scale-127))
+			table[scale][code], table[scale][code+8] = v, -v
+		}
+	}
+	return table
+}()
+
 var avx512 = instructionSet{
 	name: "AVX-512",
 	single: vectors[float32]{

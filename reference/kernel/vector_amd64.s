@@ -4,24 +4,6 @@
 
 #include "textflag.h"
 
-DATA codes<>+0(SB)/4, $0x00000000
-DATA codes<>+4(SB)/4, $0x3f800000
-DATA codes<>+8(SB)/4, $0x40000000
-DATA codes<>+12(SB)/4, $0x40400000
-DATA codes<>+16(SB)/4, $0x40800000
-DATA codes<>+20(SB)/4, $0x40c00000
-DATA codes<>+24(SB)/4, $0x41000000
-DATA codes<>+28(SB)/4, $0x41400000
-DATA codes<>+32(SB)/4, $0x80000000
-DATA codes<>+36(SB)/4, $0xbf800000
-DATA codes<>+40(SB)/4, $0xc0000000
-DATA codes<>+44(SB)/4, $0xc0400000
-DATA codes<>+48(SB)/4, $0xc0800000
-DATA codes<>+52(SB)/4, $0xc0c00000
-DATA codes<>+56(SB)/4, $0xc1000000
-DATA codes<>+60(SB)/4, $0xc1400000
-GLOBL codes<>(SB), RODATA|NOPTR, $64
-
 DATA magnitudes<>+0(SB)/4, $0x00000000
 DATA magnitudes<>+4(SB)/4, $0x3f800000
 DATA magnitudes<>+8(SB)/4, $0x40000000
@@ -383,7 +365,7 @@ TEXT ·streamMXFP4AVX512x1(SB), NOSPLIT, $0-80
 	MOVQ   scales+40(FP), DI
 	MOVQ   scaleStride+48(FP), R8
 	LEAQ   (R8)(R8*2), R9
-	LEAQ   scales<>+0(SB), R10
+	LEAQ   ·scaledCodes+0(SB), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -391,29 +373,29 @@ TEXT ·streamMXFP4AVX512x1(SB), NOSPLIT, $0-80
 
 group:
 	MOVBLZX       (DI), R11
-	VBROADCASTSS  (R10)(R11*4), Z4
-	VMULPS        codes<>+0(SB), Z4, Z4
+	SHLL          $0x06, R11
+	VMOVUPS       (R10)(R11*1), Z4
 	VPMOVZXBD     (DX), Z5
 	VPERMPS       Z4, Z5, Z6
 	VPSRLD        $0x04, Z5, Z5
 	VPERMPS       Z4, Z5, Z4
 	MOVBLZX       (DI)(R8*1), R11
-	VBROADCASTSS  (R10)(R11*4), Z5
-	VMULPS        codes<>+0(SB), Z5, Z5
+	SHLL          $0x06, R11
+	VMOVUPS       (R10)(R11*1), Z5
 	VPMOVZXBD     (DX)(BX*1), Z7
 	VPERMPS       Z5, Z7, Z8
 	VPSRLD        $0x04, Z7, Z7
 	VPERMPS       Z5, Z7, Z5
 	MOVBLZX       (DI)(R8*2), R11
-	VBROADCASTSS  (R10)(R11*4), Z7
-	VMULPS        codes<>+0(SB), Z7, Z7
+	SHLL          $0x06, R11
+	VMOVUPS       (R10)(R11*1), Z7
 	VPMOVZXBD     (DX)(BX*2), Z9
 	VPERMPS       Z7, Z9, Z10
 	VPSRLD        $0x04, Z9, Z9
 	VPERMPS       Z7, Z9, Z7
 	MOVBLZX       (DI)(R9*1), R11
-	VBROADCASTSS  (R10)(R11*4), Z9
-	VMULPS        codes<>+0(SB), Z9, Z9
+	SHLL          $0x06, R11
+	VMOVUPS       (R10)(R11*1), Z9
 	VPMOVZXBD     (DX)(SI*1), Z11
 	VPERMPS       Z9, Z11, Z12
 	VPSRLD        $0x04, Z11, Z11
@@ -581,7 +563,7 @@ TEXT ·streamMXFP4AVX512x2(SB), NOSPLIT, $0-80
 	MOVQ   scales+40(FP), R8
 	MOVQ   scaleStride+48(FP), R9
 	LEAQ   (R9)(R9*2), R10
-	LEAQ   scales<>+0(SB), R11
+	LEAQ   ·scaledCodes+0(SB), R11
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -593,29 +575,29 @@ TEXT ·streamMXFP4AVX512x2(SB), NOSPLIT, $0-80
 
 group:
 	MOVBLZX       (R8), R12
-	VBROADCASTSS  (R11)(R12*4), Z8
-	VMULPS        codes<>+0(SB), Z8, Z8
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z8
 	VPMOVZXBD     (BX), Z9
 	VPERMPS       Z8, Z9, Z10
 	VPSRLD        $0x04, Z9, Z9
 	VPERMPS       Z8, Z9, Z8
 	MOVBLZX       (R8)(R9*1), R12
-	VBROADCASTSS  (R11)(R12*4), Z9
-	VMULPS        codes<>+0(SB), Z9, Z9
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z9
 	VPMOVZXBD     (BX)(SI*1), Z11
 	VPERMPS       Z9, Z11, Z12
 	VPSRLD        $0x04, Z11, Z11
 	VPERMPS       Z9, Z11, Z9
 	MOVBLZX       (R8)(R9*2), R12
-	VBROADCASTSS  (R11)(R12*4), Z11
-	VMULPS        codes<>+0(SB), Z11, Z11
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z11
 	VPMOVZXBD     (BX)(SI*2), Z13
 	VPERMPS       Z11, Z13, Z14
 	VPSRLD        $0x04, Z13, Z13
 	VPERMPS       Z11, Z13, Z11
 	MOVBLZX       (R8)(R10*1), R12
-	VBROADCASTSS  (R11)(R12*4), Z13
-	VMULPS        codes<>+0(SB), Z13, Z13
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z13
 	VPMOVZXBD     (BX)(DI*1), Z15
 	VPERMPS       Z13, Z15, Z16
 	VPSRLD        $0x04, Z15, Z15
@@ -879,7 +861,7 @@ TEXT ·streamMXFP4AVX512x3(SB), NOSPLIT, $0-80
 	MOVQ   scales+40(FP), R8
 	MOVQ   scaleStride+48(FP), R9
 	LEAQ   (R9)(R9*2), R10
-	LEAQ   scales<>+0(SB), R11
+	LEAQ   ·scaledCodes+0(SB), R11
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -895,29 +877,29 @@ TEXT ·streamMXFP4AVX512x3(SB), NOSPLIT, $0-80
 
 group:
 	MOVBLZX       (R8), R12
-	VBROADCASTSS  (R11)(R12*4), Z12
-	VMULPS        codes<>+0(SB), Z12, Z12
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z12
 	VPMOVZXBD     (BX), Z13
 	VPERMPS       Z12, Z13, Z14
 	VPSRLD        $0x04, Z13, Z13
 	VPERMPS       Z12, Z13, Z12
 	MOVBLZX       (R8)(R9*1), R12
-	VBROADCASTSS  (R11)(R12*4), Z13
-	VMULPS        codes<>+0(SB), Z13, Z13
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z13
 	VPMOVZXBD     (BX)(SI*1), Z15
 	VPERMPS       Z13, Z15, Z16
 	VPSRLD        $0x04, Z15, Z15
 	VPERMPS       Z13, Z15, Z13
 	MOVBLZX       (R8)(R9*2), R12
-	VBROADCASTSS  (R11)(R12*4), Z15
-	VMULPS        codes<>+0(SB), Z15, Z15
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z15
 	VPMOVZXBD     (BX)(SI*2), Z17
 	VPERMPS       Z15, Z17, Z18
 	VPSRLD        $0x04, Z17, Z17
 	VPERMPS       Z15, Z17, Z15
 	MOVBLZX       (R8)(R10*1), R12
-	VBROADCASTSS  (R11)(R12*4), Z17
-	VMULPS        codes<>+0(SB), Z17, Z17
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z17
 	VPMOVZXBD     (BX)(DI*1), Z19
 	VPERMPS       Z17, Z19, Z20
 	VPSRLD        $0x04, Z19, Z19
@@ -1278,7 +1260,7 @@ TEXT ·streamMXFP4AVX512x4(SB), NOSPLIT, $0-80
 	MOVQ   scales+40(FP), R9
 	MOVQ   scaleStride+48(FP), R10
 	LEAQ   (R10)(R10*2), R11
-	LEAQ   scales<>+0(SB), R12
+	LEAQ   ·scaledCodes+0(SB), R12
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -1298,29 +1280,29 @@ TEXT ·streamMXFP4AVX512x4(SB), NOSPLIT, $0-80
 
 group:
 	MOVBLZX       (R9), R13
-	VBROADCASTSS  (R12)(R13*4), Z16
-	VMULPS        codes<>+0(SB), Z16, Z16
+	SHLL          $0x06, R13
+	VMOVUPS       (R12)(R13*1), Z16
 	VPMOVZXBD     (SI), Z17
 	VPERMPS       Z16, Z17, Z18
 	VPSRLD        $0x04, Z17, Z17
 	VPERMPS       Z16, Z17, Z16
 	MOVBLZX       (R9)(R10*1), R13
-	VBROADCASTSS  (R12)(R13*4), Z17
-	VMULPS        codes<>+0(SB), Z17, Z17
+	SHLL          $0x06, R13
+	VMOVUPS       (R12)(R13*1), Z17
 	VPMOVZXBD     (SI)(DI*1), Z19
 	VPERMPS       Z17, Z19, Z20
 	VPSRLD        $0x04, Z19, Z19
 	VPERMPS       Z17, Z19, Z17
 	MOVBLZX       (R9)(R10*2), R13
-	VBROADCASTSS  (R12)(R13*4), Z19
-	VMULPS        codes<>+0(SB), Z19, Z19
+	SHLL          $0x06, R13
+	VMOVUPS       (R12)(R13*1), Z19
 	VPMOVZXBD     (SI)(DI*2), Z21
 	VPERMPS       Z19, Z21, Z22
 	VPSRLD        $0x04, Z21, Z21
 	VPERMPS       Z19, Z21, Z19
 	MOVBLZX       (R9)(R11*1), R13
-	VBROADCASTSS  (R12)(R13*4), Z21
-	VMULPS        codes<>+0(SB), Z21, Z21
+	SHLL          $0x06, R13
+	VMOVUPS       (R12)(R13*1), Z21
 	VPMOVZXBD     (SI)(R8*1), Z23
 	VPERMPS       Z21, Z23, Z24
 	VPSRLD        $0x04, Z23, Z23
@@ -1779,7 +1761,7 @@ TEXT ·streamMXFP4AVX512x5(SB), NOSPLIT, $0-80
 	MOVQ   wStride+32(FP), R8
 	MOVQ   scales+40(FP), R9
 	MOVQ   scaleStride+48(FP), R10
-	LEAQ   scales<>+0(SB), R11
+	LEAQ   ·scaledCodes+0(SB), R11
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -1798,22 +1780,22 @@ TEXT ·streamMXFP4AVX512x5(SB), NOSPLIT, $0-80
 
 group:
 	MOVBLZX       (R9), R12
-	VBROADCASTSS  (R11)(R12*4), Z15
-	VMULPS        codes<>+0(SB), Z15, Z15
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z15
 	VPMOVZXBD     (DI), Z16
 	VPERMPS       Z15, Z16, Z17
 	VPSRLD        $0x04, Z16, Z16
 	VPERMPS       Z15, Z16, Z15
 	MOVBLZX       (R9)(R10*1), R12
-	VBROADCASTSS  (R11)(R12*4), Z16
-	VMULPS        codes<>+0(SB), Z16, Z16
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z16
 	VPMOVZXBD     (DI)(R8*1), Z18
 	VPERMPS       Z16, Z18, Z19
 	VPSRLD        $0x04, Z18, Z18
 	VPERMPS       Z16, Z18, Z16
 	MOVBLZX       (R9)(R10*2), R12
-	VBROADCASTSS  (R11)(R12*4), Z18
-	VMULPS        codes<>+0(SB), Z18, Z18
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z18
 	VPMOVZXBD     (DI)(R8*2), Z20
 	VPERMPS       Z18, Z20, Z21
 	VPSRLD        $0x04, Z20, Z20
@@ -2255,7 +2237,7 @@ TEXT ·streamMXFP4AVX512x6(SB), NOSPLIT, $0-80
 	MOVQ   wStride+32(FP), R8
 	MOVQ   scales+40(FP), R9
 	MOVQ   scaleStride+48(FP), R10
-	LEAQ   scales<>+0(SB), R11
+	LEAQ   ·scaledCodes+0(SB), R11
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -2277,22 +2259,22 @@ TEXT ·streamMXFP4AVX512x6(SB), NOSPLIT, $0-80
 
 group:
 	MOVBLZX       (R9), R12
-	VBROADCASTSS  (R11)(R12*4), Z18
-	VMULPS        codes<>+0(SB), Z18, Z18
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z18
 	VPMOVZXBD     (DI), Z19
 	VPERMPS       Z18, Z19, Z20
 	VPSRLD        $0x04, Z19, Z19
 	VPERMPS       Z18, Z19, Z18
 	MOVBLZX       (R9)(R10*1), R12
-	VBROADCASTSS  (R11)(R12*4), Z19
-	VMULPS        codes<>+0(SB), Z19, Z19
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z19
 	VPMOVZXBD     (DI)(R8*1), Z21
 	VPERMPS       Z19, Z21, Z22
 	VPSRLD        $0x04, Z21, Z21
 	VPERMPS       Z19, Z21, Z19
 	MOVBLZX       (R9)(R10*2), R12
-	VBROADCASTSS  (R11)(R12*4), Z21
-	VMULPS        codes<>+0(SB), Z21, Z21
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z21
 	VPMOVZXBD     (DI)(R8*2), Z23
 	VPERMPS       Z21, Z23, Z24
 	VPSRLD        $0x04, Z23, Z23
@@ -2807,7 +2789,7 @@ TEXT ·streamMXFP4AVX512x7(SB), NOSPLIT, $0-80
 	MOVQ   wStride+32(FP), R8
 	MOVQ   scales+40(FP), R9
 	MOVQ   scaleStride+48(FP), R10
-	LEAQ   scales<>+0(SB), R11
+	LEAQ   ·scaledCodes+0(SB), R11
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -2832,22 +2814,22 @@ TEXT ·streamMXFP4AVX512x7(SB), NOSPLIT, $0-80
 
 group:
 	MOVBLZX       (R9), R12
-	VBROADCASTSS  (R11)(R12*4), Z21
-	VMULPS        codes<>+0(SB), Z21, Z21
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z21
 	VPMOVZXBD     (DI), Z22
 	VPERMPS       Z21, Z22, Z23
 	VPSRLD        $0x04, Z22, Z22
 	VPERMPS       Z21, Z22, Z21
 	MOVBLZX       (R9)(R10*1), R12
-	VBROADCASTSS  (R11)(R12*4), Z22
-	VMULPS        codes<>+0(SB), Z22, Z22
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z22
 	VPMOVZXBD     (DI)(R8*1), Z24
 	VPERMPS       Z22, Z24, Z25
 	VPSRLD        $0x04, Z24, Z24
 	VPERMPS       Z22, Z24, Z22
 	MOVBLZX       (R9)(R10*2), R12
-	VBROADCASTSS  (R11)(R12*4), Z24
-	VMULPS        codes<>+0(SB), Z24, Z24
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z24
 	VPMOVZXBD     (DI)(R8*2), Z26
 	VPERMPS       Z24, Z26, Z27
 	VPSRLD        $0x04, Z26, Z26
@@ -3435,7 +3417,7 @@ TEXT ·streamMXFP4AVX512x8(SB), NOSPLIT, $0-80
 	MOVQ   wStride+32(FP), R8
 	MOVQ   scales+40(FP), R9
 	MOVQ   scaleStride+48(FP), R10
-	LEAQ   scales<>+0(SB), R11
+	LEAQ   ·scaledCodes+0(SB), R11
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -3463,22 +3445,22 @@ TEXT ·streamMXFP4AVX512x8(SB), NOSPLIT, $0-80
 
 group:
 	MOVBLZX       (R9), R12
-	VBROADCASTSS  (R11)(R12*4), Z24
-	VMULPS        codes<>+0(SB), Z24, Z24
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z24
 	VPMOVZXBD     (DI), Z25
 	VPERMPS       Z24, Z25, Z26
 	VPSRLD        $0x04, Z25, Z25
 	VPERMPS       Z24, Z25, Z24
 	MOVBLZX       (R9)(R10*1), R12
-	VBROADCASTSS  (R11)(R12*4), Z25
-	VMULPS        codes<>+0(SB), Z25, Z25
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z25
 	VPMOVZXBD     (DI)(R8*1), Z27
 	VPERMPS       Z25, Z27, Z28
 	VPSRLD        $0x04, Z27, Z27
 	VPERMPS       Z25, Z27, Z25
 	MOVBLZX       (R9)(R10*2), R12
-	VBROADCASTSS  (R11)(R12*4), Z27
-	VMULPS        codes<>+0(SB), Z27, Z27
+	SHLL          $0x06, R12
+	VMOVUPS       (R11)(R12*1), Z27
 	VPMOVZXBD     (DI)(R8*2), Z29
 	VPERMPS       Z27, Z29, Z30
 	VPSRLD        $0x04, Z29, Z29
@@ -5974,23 +5956,23 @@ TEXT ·decodeMXFP4AVX512(SB), NOSPLIT, $0-32
 	MOVQ w+8(FP), CX
 	MOVQ scales+16(FP), DX
 	MOVQ dst+24(FP), BX
-	LEAQ scales<>+0(SB), SI
+	LEAQ ·scaledCodes+0(SB), SI
 
 group:
-	MOVBLZX      (DX), DI
-	VBROADCASTSS (SI)(DI*4), Z0
-	VMULPS       codes<>+0(SB), Z0, Z0
-	VPMOVZXBD    (CX), Z1
-	VPERMPS      Z0, Z1, Z2
-	VMOVUPS      Z2, (BX)
-	VPSRLD       $0x04, Z1, Z1
-	VPERMPS      Z0, Z1, Z0
-	VMOVUPS      Z0, 64(BX)
-	ADDQ         $+16, CX
-	INCQ         DX
-	ADDQ         $+128, BX
-	DECQ         AX
-	JNZ          group
+	MOVBLZX   (DX), DI
+	SHLL      $0x06, DI
+	VMOVUPS   (SI)(DI*1), Z0
+	VPMOVZXBD (CX), Z1
+	VPERMPS   Z0, Z1, Z2
+	VMOVUPS   Z2, (BX)
+	VPSRLD    $0x04, Z1, Z1
+	VPERMPS   Z0, Z1, Z0
+	VMOVUPS   Z0, 64(BX)
+	ADDQ      $+16, CX
+	INCQ      DX
+	ADDQ      $+128, BX
+	DECQ      AX
+	JNZ       group
 	VZEROUPPER
 	RET
 
@@ -7146,14 +7128,14 @@ TEXT ·decode64MXFP4AVX512(SB), NOSPLIT, $0-32
 	MOVQ    w+8(FP), CX
 	MOVQ    scales+16(FP), DX
 	MOVQ    dst+24(FP), BX
-	LEAQ    scales<>+0(SB), SI
+	LEAQ    ·scaledCodes+0(SB), SI
 	VMOVUPS interleaveLow<>+0(SB), Z0
 	VMOVUPS interleaveHigh<>+0(SB), Z1
 
 group:
 	MOVBLZX       (DX), DI
-	VBROADCASTSS  (SI)(DI*4), Z2
-	VMULPS        codes<>+0(SB), Z2, Z2
+	SHLL          $0x06, DI
+	VMOVUPS       (SI)(DI*1), Z2
 	VPMOVZXBD     (CX), Z3
 	VPERMPS       Z2, Z3, Z4
 	VPSRLD        $0x04, Z3, Z3

@@ -77,22 +77,15 @@ func pause() {
 	RET()
 }
 
-// Tables. A code's value is held doubled and a scale halved, so that scale 255
+// Tables. A magnitude is held doubled and a scale halved, so that scale 255
 // (2^128, which float32 lacks) can stand over a group of zeros.
-var codes, magnitudes, scaleTable, signBit, upperHalf, interleaveLow, interleaveHigh Mem
+var magnitudes, scaleTable, signBit, upperHalf, interleaveLow, interleaveHigh Mem
 
 // constants are what exponential needs, one float32 or int32 each.
 var constants = map[string]Mem{}
 
 func tables() {
 	values := []float32{0, 1, 2, 3, 4, 6, 8, 12}
-	codes = GLOBL("codes", RODATA|NOPTR)
-	for i, v := range values {
-		DATA(4*i, U32(math.Float32bits(v)))
-	}
-	for i, v := range values {
-		DATA(32+4*i, U32(math.Float32bits(v)|1<<31))
-	}
 	magnitudes = GLOBL("magnitudes", RODATA|NOPTR)
 	for i, v := range values {
 		DATA(4*i, U32(math.Float32bits(v)))
@@ -302,23 +295,34 @@ func (s isa) total64(a sum) Register {
 	return x
 }
 
-// mxfp4 prepares the decoding of MXFP4: the scaled table of values is looked up
-// by the codes, so that each weight comes out exact.
+// mxfp4 prepares the decoding of MXFP4: a table of values is looked up by the codes,
+// so that each weight comes out exact. A zmm register holds the sixteen values of a
+// code, and package kernel has a table for every scale: to multiply one would cost a
+// seventh of the time. A ymm register holds the eight magnitudes, which are
+// multiplied by the scale; bit 3 of a code is the sign.
 func (s isa) mxfp4() decoder {
 	tableAt := GP64()
-	LEAQ(scaleTable, tableAt)
-	values, sign := Op(codes), VecVirtual(nil)
-	if s.parts == 2 { // a ymm register holds the eight magnitudes; bit 3 of a code is the sign
-		table := s.reg()
-		VMOVUPS(magnitudes, table)
-		values, sign = table, s.reg()
+	if s.parts == 1 {
+		LEAQ(NewDataAddr(Symbol{Name: "·scaledCodes"}, 0), tableAt)
+	} else {
+		LEAQ(scaleTable, tableAt)
+	}
+	values, sign := VecVirtual(nil), VecVirtual(nil)
+	if s.parts == 2 {
+		values, sign = s.reg(), s.reg()
+		VMOVUPS(magnitudes, values)
 		VBROADCASTSS(signBit, sign)
 	}
 	return func(w, scale Mem, next func(half int, weights sum)) {
 		index, scaled := GP32(), s.reg()
 		MOVBLZX(scale, index)
-		VBROADCASTSS(Mem{Base: tableAt, Index: index.As64(), Scale: 4}, scaled)
-		VMULPS(values, scaled, scaled)
+		if s.parts == 1 {
+			SHLL(U8(6), index) // a table has 64 bytes
+			VMOVUPS(Mem{Base: tableAt, Index: index.As64(), Scale: 1}, scaled)
+		} else {
+			VBROADCASTSS(Mem{Base: tableAt, Index: index.As64(), Scale: 4}, scaled)
+			VMULPS(values, scaled, scaled)
+		}
 		for p := range s.parts {
 			bytes := s.reg()
 			VPMOVZXBD(w.Offset(8*p), bytes)
