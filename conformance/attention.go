@@ -77,6 +77,9 @@ func boundAttnCore(b bounding, want []float64) []float64 {
 	scale := math.Abs(stages.Scale(l))
 	bound := make([]float64, len(want))
 	kernel.Parallel(len(b.truth.tokens)*c.Heads, 16, func(first, last int) {
+		if b.truth.ctx.Err() != nil {
+			return // a long prompt takes minutes; its bounds are dropped
+		}
 		n := len(b.truth.tokens)
 		p, delta := make([]float64, n), make([]float64, n)
 		scores, stored, sizes := make([]independent, d), make([]independent, d), make([]float64, d)

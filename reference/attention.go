@@ -97,6 +97,9 @@ func Attention[F Float](l Layer[F], in AttentionInput[F]) []F {
 	out := make([]F, len(in.Queries))
 	scale := l.Stages.Scale(l)
 	kernel.Parallel(in.QueryCount*heads, 16, func(first, last int) {
+		if l.cancelled() {
+			return // a long prompt takes minutes
+		}
 		scores := make([]F, in.KeyCount)
 		for row := first; row < last; row++ {
 			token, head := row/heads, row%heads
