@@ -7,9 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
 	"github.com/gptoss-conformance/gptoss/conformance/backends/onnxruntime/library"
@@ -82,12 +80,9 @@ func (f synthesizeFlags) synthesize(ctx context.Context, layersGiven bool, stdou
 		return fmt.Errorf("--output: %s already holds a checkpoint: use --force to replace it", output)
 	}
 
-	bar := checkpointBar(stderr)
-	err = fixtures.Synthesize(ctx, c, f.seed, fixtures.Deep, output, fixtures.WithProgress(func(done, total int64) {
-		bar.ChangeMax64(total)
-		bar.Set64(done) //nolint:errcheck // a bar cannot fail the work
-	}))
-	bar.Exit() //nolint:errcheck // as above
+	bar := newMeter(stderr, "weights")
+	err = fixtures.Synthesize(ctx, c, f.seed, fixtures.Deep, output, fixtures.WithProgress(bar.set))
+	bar.finish()
 	if err != nil {
 		return err
 	}
@@ -148,15 +143,4 @@ func digestOf(ctx context.Context, path string) (string, error) {
 	}
 	defer model.Close()
 	return model.Digest(ctx)
-}
-
-func checkpointBar(stderr io.Writer) *progressbar.ProgressBar {
-	return progressbar.NewOptions64(1,
-		progressbar.OptionSetWriter(stderr),
-		progressbar.OptionSetVisibility(terminal(stderr)),
-		progressbar.OptionSetDescription("weights"),
-		progressbar.OptionShowBytes(true),
-		progressbar.OptionThrottle(100*time.Millisecond),
-		progressbar.OptionClearOnFinish(),
-	)
 }
