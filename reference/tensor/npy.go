@@ -297,7 +297,16 @@ func ReadNPZ(path string) (map[string]Tensor, error) {
 func readNPZ(r io.ReaderAt, size int64) (map[string]Tensor, error) {
 	archive, err := zip.NewReader(r, size)
 	if err != nil {
-		return nil, fmt.Errorf("not a .npz file: %w", err)
+		start := make([]byte, lengthBytes+1)
+		n, _ := r.ReadAt(start, 0) // whatever there is
+		start = start[:n]
+		if is := foreign(start); is != "" && !bytes.HasPrefix(start, []byte(zipMagic)) {
+			return nil, errors.New("not a .npz file: " + is)
+		}
+		if n > lengthBytes && start[lengthBytes] == '{' {
+			return nil, errors.New("not a .npz file: " + isSafe)
+		}
+		return nil, fmt.Errorf("not a .npz file, or cut short: %w", err)
 	}
 	if len(archive.File) > maxNPZEntries {
 		return nil, fmt.Errorf("has %d entries; at most %d are accepted", len(archive.File), maxNPZEntries)
@@ -312,7 +321,11 @@ func readNPZ(r io.ReaderAt, size int64) (map[string]Tensor, error) {
 	tensors := map[string]Tensor{}
 	for _, entry := range archive.File {
 		name, ok := strings.CutSuffix(entry.Name, ".npy")
-		if !ok {
+		switch {
+		case ok:
+		case strings.HasSuffix(name, torchPickle):
+			return nil, errors.New("not a .npz file: " + isTorch)
+		default:
 			return nil, fmt.Errorf("entry %.60q is no .npy array", entry.Name)
 		}
 		if _, ok := tensors[name]; ok {

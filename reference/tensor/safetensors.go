@@ -79,6 +79,11 @@ func parseSafetensors(data []byte) ([]string, map[string]Tensor, map[string]stri
 	}
 	length := binary.LittleEndian.Uint64(data)
 	rest := data[lengthBytes:]
+	if len(rest) > 0 && rest[0] != '{' { // with that it is one, whatever its length looks like
+		if is := foreign(data); is != "" {
+			return nil, nil, nil, errors.New("not a safetensors file: " + is)
+		}
+	}
 	if length > uint64(len(rest)) {
 		return nil, nil, nil, fmt.Errorf("not a safetensors file, or cut short: the header should have %d bytes, %d are left", length, len(rest))
 	}

@@ -153,26 +153,36 @@ func (t Tensor) Float32s() ([]float32, error) {
 	return out, nil
 }
 
-// Int32s returns a tensor of integers. A value that int32 cannot hold is an error.
+// Int32s returns a tensor of integers of any size, with or without a sign. A value
+// that int32 cannot hold is an error.
 func (t Tensor) Int32s() ([]int32, error) {
+	integer, ok := integers[t.DType]
+	if !ok {
+		return nil, fmt.Errorf("holds %s, not integers (I32, I64, I16, I8, U64, U32, U16 or U8)", t.DType)
+	}
 	out := make([]int32, t.Elements())
-	switch t.DType {
-	case I32:
-		for i := range out {
-			out[i] = int32(binary.LittleEndian.Uint32(t.Data[4*i:]))
+	size := t.DType.Size()
+	for i := range out {
+		v := integer(t.Data[size*i:])
+		if v != int64(int32(v)) {
+			return nil, fmt.Errorf("element %d is %d, more than int32 can hold", i, v)
 		}
-	case I64:
-		for i := range out {
-			v := int64(binary.LittleEndian.Uint64(t.Data[8*i:]))
-			if v != int64(int32(v)) {
-				return nil, fmt.Errorf("element %d is %d, more than int32 can hold", i, v)
-			}
-			out[i] = int32(v)
-		}
-	default:
-		return nil, fmt.Errorf("holds %s, not integers", t.DType)
+		out[i] = int32(v)
 	}
 	return out, nil
+}
+
+// integers reads one element of every type of integers. What int64 cannot hold,
+// int32 cannot either: the largest of them stands for it.
+var integers = map[DType]func([]byte) int64{
+	I64:   func(b []byte) int64 { return int64(binary.LittleEndian.Uint64(b)) },
+	I32:   func(b []byte) int64 { return int64(int32(binary.LittleEndian.Uint32(b))) },
+	"I16": func(b []byte) int64 { return int64(int16(binary.LittleEndian.Uint16(b))) },
+	"I8":  func(b []byte) int64 { return int64(int8(b[0])) },
+	"U64": func(b []byte) int64 { return int64(min(binary.LittleEndian.Uint64(b), math.MaxInt64)) },
+	"U32": func(b []byte) int64 { return int64(binary.LittleEndian.Uint32(b)) },
+	"U16": func(b []byte) int64 { return int64(binary.LittleEndian.Uint16(b)) },
+	U8:    func(b []byte) int64 { return int64(b[0]) },
 }
 
 // FromFloat64s stores values as F64.
