@@ -25,7 +25,9 @@ type subjectFlags struct {
 	read                                         *checkpoint.Options
 }
 
-func (f *subjectFlags) register(command *cobra.Command) {
+// register defines the flags. instead names others, already there, that may stand
+// for a file of tensors and make tokens optional.
+func (f *subjectFlags) register(command *cobra.Command, instead ...string) {
 	f.read = checkpointFlags(command)
 	flags := command.Flags()
 	flags.StringVar(&f.checkpoint, "checkpoint", "", "the model that the subject claims to run")
@@ -33,13 +35,18 @@ func (f *subjectFlags) register(command *cobra.Command) {
 	flags.StringVar(&f.tensors, "tensors", "", "what the subject put out: .safetensors or .npz, named as the registry names taps")
 	flags.StringVar(&f.onnx, "onnx", "", "a graph to run instead of --tensors")
 	flags.StringVar(&f.precision, "precision", string(reference.Float32), "the arithmetic that made the tensors: float32, bfloat16 or float16")
-	for _, name := range []string{"checkpoint", "tokens"} {
+	required := []string{"checkpoint", "tokens"}
+	if len(instead) > 0 {
+		required = required[:1]
+	}
+	for _, name := range required {
 		if err := command.MarkFlagRequired(name); err != nil {
 			panic(err) // the flag was defined above
 		}
 	}
-	command.MarkFlagsMutuallyExclusive("tensors", "onnx")
-	command.MarkFlagsOneRequired("tensors", "onnx")
+	subjects := append([]string{"tensors", "onnx"}, instead...)
+	command.MarkFlagsMutuallyExclusive(subjects...)
+	command.MarkFlagsOneRequired(subjects...)
 }
 
 // judge loads everything and judges it.
@@ -128,10 +135,11 @@ func readTensors(path string) (map[string]tensor.Tensor, error) {
 // judgeCommand judges the output of any implementation.
 func judgeCommand() *cobra.Command {
 	var subject subjectFlags
+	var server serverFlags
 	var output string
 	var options conformance.JudgeOptions
 	command := &cobra.Command{
-		Use:   "judge --checkpoint PATH --tokens IDS (--tensors FILE | --onnx M.onnx) --precision P",
+		Use:   "judge --checkpoint PATH --tokens IDS (--tensors FILE | --onnx M.onnx | --server URL) --precision P",
 		Short: "Judge what an implementation put out, and name its mistake",
 		Long: `Judge what an implementation of gpt-oss put out for some tokens: any of the
 registry's taps, logits alone at the least; or, where a text endpoint gives no
@@ -139,13 +147,24 @@ more than that, generated_tokens [n] with generated_logprobs [n] that follow the
 prompt in --tokens. The truth is computed on the spot, in float64, from the
 checkpoint. If the subject fails, the mistake that explains it is named.
 
-The line "diagnosis: ID" (or ID+ID, or none) stands alone, for scripts. The exit
-status is 0 for pass and partial, 1 for fail, 2 for an error.`,
+--server asks a text endpoint that serves the checkpoint: --tokens or --prompt, or
+else a set of prompts that suits it.
+
+The line "diagnosis: ID" stands alone, for scripts; instead of ID it has "ID in
+layer 3" where the others are right, ID+ID for two mistakes together, or none. The
+exit status is 0 for pass and partial, 1 for fail, 2 for an error.`,
 		Example: `  gptoss judge --checkpoint fixtures/toy --tokens 1,2,3 --tensors mine.safetensors --precision float32
-  gptoss judge --checkpoint DIR --tokens ids.json --onnx mine.onnx --precision float32 --json verdict.json`,
+  gptoss judge --checkpoint DIR --tokens ids.json --onnx mine.onnx --precision float32 --json verdict.json
+  gptoss judge --checkpoint fixtures/canary --server http://localhost:8080 --precision bfloat16`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v, m, err := subject.judge(cmd, options)
+			judge, name := subject.judge, subject.name()
+			if server.url != "" {
+				judge, name = server.judge(subject), server.url
+			} else if err := server.unused(cmd, subject); err != nil {
+				return err
+			}
+			v, m, err := judge(cmd, options)
 			if m != nil {
 				defer m.Close()
 			}
@@ -159,14 +178,17 @@ status is 0 for pass and partial, 1 for fail, 2 for an error.`,
 			}
 			printVerdict(cmd.OutOrStdout(), v)
 			if v.Word == conformance.Fail {
-				return verdictError("%s fails: %s", subject.name(), v.Reason)
+				return verdictError("%s fails: %s", name, v.Reason)
 			}
 			return nil
 		},
 	}
-	subject.register(command)
+	server.register(command)
+	subject.register(command, "server")
 	command.Flags().IntSliceVar(&options.Chunks, "chunks", nil, "the subject ran with a KV cache, so many tokens at a time; the last number repeats: 16,1")
 	command.Flags().StringVar(&output, "json", "", "also write the whole verdict to this file")
+	command.MarkFlagsMutuallyExclusive("tokens", "prompt")
+	command.MarkFlagsMutuallyExclusive("server", "chunks") // a server's are known: the prompt, then token by token
 	return command
 }
 
@@ -244,7 +266,7 @@ func printDiagnosis(w io.Writer, v *conformance.Verdict) {
 		return
 	}
 	d := v.Diagnosis
-	fmt.Fprintf(w, "diagnosis: %s\n", d.ID())
+	fmt.Fprintf(w, "diagnosis: %s\n", d.Name())
 	if d.ID() == "none" {
 		fmt.Fprintf(w, "no known fault explains this; the first stage that differs is %s\n", v.FirstDivergence)
 		return
