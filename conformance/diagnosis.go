@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -16,6 +17,9 @@ import (
 type Diagnosis struct {
 	// Faults holds the ids of the explanation, sorted: one, a pair, or none.
 	Faults []string `json:"faults,omitempty"`
+	// Layers are the only layers that have the fault; none means that it is wherever
+	// it can be.
+	Layers []int `json:"layers,omitempty"`
 	// Remaining is the largest error ÷ bound that is left when the subject is
 	// compared with the faulty model instead of the right one.
 	Remaining float64 `json:"remaining"`
@@ -35,12 +39,37 @@ func (d *Diagnosis) ID() string {
 	return strings.Join(d.Faults, "+")
 }
 
+// Name is the explanation for people: its ID, and the layers if it is not in all
+// of them: "sinks-dropped in layer 3".
+func (d *Diagnosis) Name() string {
+	if d.ID() == "none" {
+		return "none"
+	}
+	return named(d.Faults, d.Layers)
+}
+
+func named(ids []string, layers []int) string {
+	text := strings.Join(ids, "+")
+	for i, layer := range layers {
+		switch {
+		case i > 0:
+			text += ", "
+		case len(layers) == 1:
+			text += " in layer "
+		default:
+			text += " in layers "
+		}
+		text += strconv.Itoa(layer)
+	}
+	return text
+}
+
 // String says it in one line.
 func (d *Diagnosis) String() string {
 	if d.ID() == "none" {
 		return "no known fault explains it"
 	}
-	text := fmt.Sprintf("it matches %s, to %.2g", d.ID(), d.RemainingMax)
+	text := fmt.Sprintf("it matches %s, to %.2g", d.Name(), d.RemainingMax)
 	if len(d.Equals) > 0 {
 		text += fmt.Sprintf(" (this input can't tell that from %s)", strings.Join(d.Equals, ", "))
 	}
@@ -51,6 +80,44 @@ func (d *Diagnosis) String() string {
 type hypothesis struct {
 	faults []faults.Fault
 	model  reference.Model[float64]
+	// everywhere is the model with the fault in every layer, where model has it in
+	// some only.
+	everywhere *reference.Model[float64]
+}
+
+// in is the hypothesis that the fault is in some layers only.
+func (h hypothesis) in(layers []int, right reference.Model[float64]) hypothesis {
+	return hypothesis{
+		faults:     []faults.Fault{h.faults[0].In(layers...)},
+		model:      faults.Confine(right, h.model, layers),
+		everywhere: &h.model,
+	}
+}
+
+// layers are the only ones that have the fault; nil means all.
+func (h hypothesis) layers() []int {
+	if len(h.faults) == 0 {
+		return nil
+	}
+	return h.faults[0].Layers
+}
+
+// confined puts each fault into each of some sets of layers, where it has such a
+// form.
+func (j *judging) confined(singles []hypothesis, sets [][]int) []hypothesis {
+	var list []hypothesis
+	for _, h := range singles {
+		if !h.faults[0].ByLayer() {
+			continue
+		}
+		for _, layers := range sets {
+			if len(layers) == j.model.Weights.Config.Layers && h.faults[0].Stage != StageRMSNorm {
+				continue // all of them, which was tried; but for the final norm
+			}
+			list = append(list, h.in(layers, j.model))
+		}
+	}
+	return list
 }
 
 func (h hypothesis) ids() []string {
@@ -65,11 +132,15 @@ func (h hypothesis) ids() []string {
 // fit says how well a hypothesis explains a subject.
 type fit struct {
 	ids     []string
-	special int     // how many of them are special cases of other faults
+	layers  []int
+	special int     // among those that fit equally the smallest is named
 	ratio   float64 // largest error ÷ bound that is left
 	rms     float64 // typical error ÷ bound that is left; ranks those that fit
 	maxAbs  float64
 }
+
+// fitOf starts a hypothesis' fit.
+func fitOf(h hypothesis) fit { return fit{ids: h.ids(), layers: h.layers(), special: h.special()} }
 
 func (f fit) explains() bool { return f.ratio <= 1 }
 
@@ -87,19 +158,17 @@ func (j *judging) hypotheses(decodeWeights bool) []hypothesis {
 			if variant.Checkpoint != nil && decodeWeights {
 				model.Weights = model.Weights.Densify(densifyBelow)
 			}
-			list = append(list, hypothesis{[]faults.Fault{variant}, model})
+			list = append(list, hypothesis{faults: []faults.Fault{variant}, model: model})
 		}
 	}
 	return list
 }
 
-// special counts the faults that are special cases of others.
+// special ranks hypotheses that fit equally.
 func (h hypothesis) special() int {
 	n := 0
 	for _, f := range h.faults {
-		if f.Special {
-			n++
-		}
+		n += f.Special
 	}
 	return n
 }
@@ -120,11 +189,12 @@ func (h hypothesis) and(g hypothesis) hypothesis {
 		m.Weights = g.model.Weights // made from the right weights, which are still h's
 		f.Checkpoint = nil
 	}
-	return hypothesis{append(slices.Clone(h.faults), g.faults...), faults.Apply(f, m)}
+	return hypothesis{faults: append(slices.Clone(h.faults), g.faults...), model: faults.Apply(f, m)}
 }
 
 // diagnose looks for the fault, or the pair of faults, under which the subject
-// would pass. A pair is named only if no single fault will do.
+// would pass. The simplest explanation is named: a fault in some layers only if
+// none in all of them will do, and a pair only if no single fault will.
 func (j *judging) diagnose(v *Verdict) (*Diagnosis, error) {
 	sharp := sharpFailures(v)
 	if len(sharp) > 0 {
@@ -163,16 +233,13 @@ func bestOf(fits []fit, from string) *Diagnosis {
 		return nil
 	}
 	slices.SortStableFunc(fits, func(a, b fit) int { return cmp.Compare(a.rms, b.rms) })
+	fits = slices.DeleteFunc(fits, func(f fit) bool { return f.rms > equalWithin*fits[0].rms })
+	slices.SortStableFunc(fits, func(a, b fit) int { return cmp.Compare(a.special, b.special) })
 	best := fits[0]
+	d := &Diagnosis{Faults: best.ids, Layers: best.layers, Remaining: best.ratio, RemainingMax: best.maxAbs, From: from}
 	for _, f := range fits {
-		if f.rms <= equalWithin*fits[0].rms && f.special < best.special {
-			best = f
-		}
-	}
-	d := &Diagnosis{Faults: best.ids, Remaining: best.ratio, RemainingMax: best.maxAbs, From: from}
-	for _, f := range fits {
-		if id := strings.Join(f.ids, "+"); f.rms <= equalWithin*fits[0].rms && id != d.ID() && !slices.Contains(d.Equals, id) {
-			d.Equals = append(d.Equals, id)
+		if name := named(f.ids, f.layers); name != d.Name() && !slices.Contains(d.Equals, name) {
+			d.Equals = append(d.Equals, name)
 		}
 	}
 	return d

@@ -22,6 +22,7 @@ func (j *judging) diagnoseRuns(v *Verdict) (*Diagnosis, error) {
 	singles := j.hypotheses(true)
 	for _, propose := range []func() []hypothesis{
 		func() []hypothesis { return singles },
+		func() []hypothesis { return j.screen(j.inSingleLayers(singles), out) },
 		func() []hypothesis { return j.screenPairs(singles, out) },
 	} {
 		list := propose()
@@ -74,7 +75,8 @@ func (j *judging) fitRuns(list []hypothesis, out *outcome, tokens int) []fit {
 	rows := tokens - out.first
 	got := out.got[:rows*out.width]
 	parallel(len(list), func(i int) {
-		fits[i] = fit{ids: list[i].ids(), special: list[i].special(), ratio: math.Inf(1), rms: math.Inf(1)}
+		fits[i] = fitOf(list[i])
+		fits[i].ratio, fits[i].rms = math.Inf(1), math.Inf(1)
 		if j.ctx.Err() != nil {
 			return
 		}
@@ -205,9 +207,21 @@ func (s spread) head(rows int) spread {
 	return spread{rms: s.rms[:rows], max: s.max[:rows], quantiles: s.quantiles}
 }
 
-// screenPairs runs every pair on ever more tokens and keeps those that can still
-// explain the subject. The model is causal, so a prefix of the tokens gives a
-// prefix of the rows, and most pairs are out after a few.
+// inSingleLayers lists every fault in every layer. A model of real size is left
+// out, whose runs take too long.
+func (j *judging) inSingleLayers(singles []hypothesis) []hypothesis {
+	c := j.model.Weights.Config
+	if c.Layers == 1 || isWide(c) {
+		return nil
+	}
+	var sets [][]int
+	for layer := range c.Layers {
+		sets = append(sets, []int{layer})
+	}
+	return j.confined(singles, sets)
+}
+
+// screenPairs lists the pairs that can still explain the subject.
 func (j *judging) screenPairs(singles []hypothesis, out *outcome) []hypothesis {
 	var pairs []hypothesis
 	for i, h := range singles {
@@ -217,22 +231,28 @@ func (j *judging) screenPairs(singles []hypothesis, out *outcome) []hypothesis {
 			}
 		}
 	}
+	return j.screen(pairs, out)
+}
+
+// screen runs hypotheses on ever more tokens and keeps those that can still
+// explain the subject. The model is causal, so a prefix of the tokens gives a
+// prefix of the rows, and most hypotheses are out after a few.
+func (j *judging) screen(list []hypothesis, out *outcome) []hypothesis {
 	for tokens := min(out.first+4, len(j.tokens)); ; tokens = min(4*tokens, len(j.tokens)) {
-		fits := j.fitRuns(pairs, out, tokens)
-		pairs = survivors(pairs, fits, out.loose)
+		list = survivors(list, j.fitRuns(list, out, tokens), out.loose)
 		if tokens == len(j.tokens) || j.ctx.Err() != nil {
-			return pairs
+			return list
 		}
 	}
 }
 
-// pairsKept is how many pairs stay in the race where rounding makes single rows
-// incomparable, and only a ranking is possible: some times the catalogue's size,
-// since all pairs of the right fault with one that does not act yet are level.
-const pairsKept = 400
+// screened is how many hypotheses stay in the race where rounding makes single
+// rows incomparable, and only a ranking is possible: some times the catalogue's
+// size, since all pairs of the right fault with one that does not act yet are level.
+const screened = 400
 
-func survivors(pairs []hypothesis, fits []fit, loose bool) []hypothesis {
-	order := make([]int, 0, len(pairs))
+func survivors(list []hypothesis, fits []fit, loose bool) []hypothesis {
+	order := make([]int, 0, len(list))
 	for i, f := range fits {
 		if loose || f.explains() {
 			order = append(order, i)
@@ -240,8 +260,8 @@ func survivors(pairs []hypothesis, fits []fit, loose bool) []hypothesis {
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(fits[a].rms, fits[b].rms) })
 	kept := make([]hypothesis, 0, len(order))
-	for _, i := range order[:min(len(order), pairsKept)] {
-		kept = append(kept, pairs[i])
+	for _, i := range order[:min(len(order), screened)] {
+		kept = append(kept, list[i])
 	}
 	return kept
 }

@@ -17,16 +17,11 @@ func (j *judging) diagnoseStages(failed []string) (*Diagnosis, error) {
 	if err != nil {
 		return nil, err
 	}
-	first := j.fitAll(singles, failed[:1], spreads)
-	var fits []fit
-	for i, h := range singles {
-		if first[i].explains() {
-			fits = append(fits, j.fitWhole(h, failed, spreads))
-		}
+	fits, first := j.fitStages(singles, failed, spreads)
+	if d := bestOf(fits, "taps"); d != nil {
+		return d, j.ctx.Err()
 	}
-	if !slices.ContainsFunc(fits, fit.explains) {
-		fits = j.refitStage(singles, first, failed, spreads)
-	}
+	fits, _ = j.fitStages(j.confined(singles, j.suspects(failed)), failed, spreads)
 	if d := bestOf(fits, "taps"); d != nil {
 		return d, j.ctx.Err()
 	}
@@ -38,6 +33,74 @@ func (j *judging) diagnoseStages(failed []string) (*Diagnosis, error) {
 		return d, j.ctx.Err()
 	}
 	return &Diagnosis{From: "taps", Remaining: math.Inf(1)}, j.ctx.Err()
+}
+
+// fitStages measures hypotheses: all of them at the first tap that failed, and on
+// the others those that explain it. first has what it found at the first.
+func (j *judging) fitStages(list []hypothesis, failed []string, spreads map[string]spread) (fits, first []fit) {
+	first = j.fitAll(list, failed[:1], spreads)
+	for i, h := range list {
+		if first[i].explains() {
+			fits = append(fits, j.fitWhole(h, failed, spreads))
+		}
+	}
+	if !slices.ContainsFunc(fits, fit.explains) {
+		fits = j.refitStage(list, first, failed, spreads)
+	}
+	return fits, first
+}
+
+// suspects are the sets of layers that may have a fault which the others don't
+// have: the layers of the taps that failed. Where a tap is computed over several
+// layers, each of them may be it, and so may all.
+func (j *judging) suspects(failed []string) [][]int {
+	var certain, possible []int
+	for _, name := range failed {
+		switch layers := j.passes(name); len(layers) {
+		case 0:
+			return nil // it failed without a layer's doing
+		case 1:
+			certain = append(certain, layers...)
+		default:
+			possible = append(possible, layers...)
+		}
+	}
+	sets := [][]int{sortedSet(certain, possible)}
+	for _, layer := range sortedSet(possible) {
+		if set := sortedSet(certain, []int{layer}); !slices.Equal(set, sets[0]) {
+			sets = append(sets, set)
+		}
+	}
+	return sets
+}
+
+// sortedSet is the union of some lists.
+func sortedSet(lists ...[]int) []int {
+	union := slices.Concat(lists...)
+	slices.Sort(union)
+	return slices.Compact(union)
+}
+
+// passes lists the layers whose stages make a tap from the subject's taps.
+func (j *judging) passes(name string) []int {
+	var layers []int
+	seen := map[string]bool{}
+	var walk func(name string)
+	walk = func(name string) {
+		seen[name] = true
+		if layer, tap := taps.Split(name); layer >= 0 && tap != taps.Input { // an input is the output before it
+			layers = append(layers, layer)
+		}
+		for _, read := range readsOf(j.model.Weights.Config, name) {
+			_, isReal := j.subject.reals[read]
+			_, isInteger := j.subject.integers[read]
+			if !isReal && !isInteger && !seen[read] {
+				walk(read)
+			}
+		}
+	}
+	walk(name)
+	return sortedSet(layers)
 }
 
 // refitStage measures the hypotheses that come nearest at the first failing tap
@@ -168,7 +231,7 @@ func (j *judging) fitAll(list []hypothesis, names []string, spreads map[string]s
 // fit measures how far a hypothesis is from the subject at some taps, judged
 // from the subject's own taps.
 func (j *judging) fit(h hypothesis, names []string, spreads map[string]spread) fit {
-	result := fit{ids: h.ids(), special: h.special()}
+	result := fitOf(h)
 	e := known(newEvaluation(j.ctx, &h.model, j.tokens), j.subject)
 	var squares, count float64
 	for _, name := range names {
@@ -185,7 +248,7 @@ func (j *judging) fit(h hypothesis, names []string, spreads map[string]spread) f
 			_, unresolved := j.reach(name)
 			f.withinSpread(j.shape(name), got, want, s, len(unresolved) > 0)
 		} else {
-			bound := j.bound(e, name, want)
+			bound := j.bound(h.bounding(e, name), name, want)
 			plain, _, _ := compare(j.shape(name), got, want, bound)
 			if f.against(j.shape(name), got, want, hypothetical(bound, len(j.tokens))); j.ratios[name] > 1 && plain > max(1, j.ratios[name]/2) {
 				f.Ratio = max(f.Ratio, plain) // hardly nearer than the right model
@@ -201,6 +264,19 @@ func (j *judging) fit(h hypothesis, names []string, spreads map[string]spread) f
 	}
 	result.rms = math.Sqrt(squares / max(count, 1))
 	return result
+}
+
+// bounding is the evaluation from which a tap's bound is derived: a bound reads
+// the weights and the configuration of the tap's own layer, which a model with a
+// fault in some layers does not have in one place.
+func (h hypothesis) bounding(e *evaluation[float64], name string) *evaluation[float64] {
+	layer, _ := taps.Split(name)
+	if h.everywhere == nil || !slices.Contains(h.layers(), layer) {
+		return e
+	}
+	own := *e
+	own.model = h.everywhere
+	return &own
 }
 
 // hypothetical widens a bound for a faulty model. The bounds are derived for the

@@ -117,10 +117,11 @@ func requireNamed(t *testing.T, f faults.Fault, acts string, v *conformance.Verd
 	require.Equal(t, acts, v.FirstDivergence, "%s", v.Reason)
 	require.GreaterOrEqual(t, ownRatio(f, v), 10.0, "no more than ten times what rounding explains: the bound is loose, or the fixture weak")
 	require.NotNil(t, v.Diagnosis)
+	require.Empty(t, v.Diagnosis.Layers, "it is in all layers")
 	named := append([]string{v.Diagnosis.ID()}, v.Diagnosis.Equals...)
 	require.Contains(t, named, f.ID, "%s", v.Reason)
 	if v.Diagnosis.ID() != f.ID {
-		require.True(t, f.Special, "named %s instead", v.Diagnosis.ID())
+		require.Positive(t, f.Special, "named %s instead", v.Diagnosis.ID())
 	}
 }
 
@@ -224,7 +225,7 @@ func TestPairsAreNamed(t *testing.T) {
 				v, err := conformance.Judge(t.Context(), p.weights, p.tokens,
 					conformance.Subject{Precision: reference.Float32, Taps: results}, conformance.JudgeOptions{})
 				require.NoError(t, err)
-				require.Equal(t, pair, v.Diagnosis.ID(), "%s", v.Diagnosis)
+				require.Equal(t, pair, v.Diagnosis.Name(), "%s", v.Diagnosis)
 			})
 		}
 	}

@@ -39,12 +39,15 @@ func windows() []Fault {
 		}),
 		attentionCore(Fault{
 			ID:          "window-ignored",
+			Special:     1, // the same as window-one-too-many at window + 1 tokens
 			Explanation: "Windowed layers see the whole past.",
 			Thread:      "https://github.com/NVIDIA/TensorRT-Model-Connect/issues/399",
 			Checkpoint:  configured(func(c *config.Config) { slide(c, func(int) bool { return false }) }),
 		}),
 		attentionCore(Fault{
 			ID:          "window-on-odd-layers",
+			Special:     2, // the same as window-ignored in a model of one layer
+			AllLayers:   true,
 			Explanation: "The window is on layers 1, 3, … instead of 0, 2, …",
 			Thread:      "https://github.com/huggingface/transformers/pull/31775",
 			Related:     true,
@@ -59,7 +62,7 @@ func windows() []Fault {
 		}),
 		attentionCore(Fault{
 			ID:          "window-hard-coded-128",
-			Special:     true, // as good as window-ignored up to 128 tokens
+			Special:     2, // the same as window-ignored up to 128 tokens
 			Explanation: "The window is 128 whatever the configuration says.",
 			Thread:      "https://github.com/NVIDIA-NeMo/Megatron-Bridge/pull/2656",
 			Checkpoint:  configured(func(c *config.Config) { c.SlidingWindow = 128 }), // gpt-oss-20b's and -120b's

@@ -36,9 +36,14 @@ type Fault struct {
 	// given to a model with a KV cache.
 	Cached bool
 
-	// Special says that the mistake is a special case of another one on many
-	// models; where the two can't be told apart the other one is named.
-	Special bool
+	// Special ranks mistakes that an input can't tell apart: the one with the
+	// smallest number is named. It is 0 for nearly all of them.
+	Special int
+
+	// AllLayers says that the mistake is one of the layers together (see ByLayer).
+	AllLayers bool
+	// Layers is where the mistake is; nil means wherever it can be (see In).
+	Layers []int
 
 	// Variants are other forms of the same mistake. Each has the same ID; whoever
 	// looks for the fault that explains an output tries them as well.
@@ -55,6 +60,11 @@ type Swap struct {
 // Apply returns the faulty model. Faults compose: apply one to the result of
 // another.
 func Apply[F reference.Float](f Fault, m reference.Model[F]) reference.Model[F] {
+	if f.Layers != nil {
+		layers := f.Layers
+		f.Layers = nil
+		return Confine(m, Apply(f, m), layers)
+	}
 	if f.Checkpoint != nil {
 		m.Weights = f.Checkpoint(m.Weights)
 	}

@@ -47,6 +47,7 @@ func generation() []Fault {
 		},
 		{
 			ID: "kv-cache-window-ignored", Tap: taps.AttnCore,
+			Special:     1, // the same as window-one-too-many at window + 1 tokens
 			Explanation: "Windowed layers cache every key, and new tokens see them all.",
 			Thread:      "https://github.com/sgl-project/sglang/pull/30050",
 			Stages:      Swap{Wide: kvCacheWindowIgnored[float64], Single: kvCacheWindowIgnored[float32]},

@@ -217,7 +217,7 @@ func (r *probeReport) writeVerdict(b *strings.Builder) {
 		fmt.Fprintf(b, "- because: %s\n", v.Reason)
 	}
 	if d := v.Diagnosis; d != nil {
-		fmt.Fprintf(b, "- diagnosis: %s\n", d.ID())
+		fmt.Fprintf(b, "- diagnosis: %s\n", d.Name())
 	}
 	for _, d := range r.Differences {
 		if d.tap == taps.Logits {
