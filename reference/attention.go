@@ -77,7 +77,7 @@ func Softmax[F Float](l Layer[F], scores []F, sink F) {
 		scores[i] -= top
 	}
 	kernel.Exp(scores)
-	sum := F(math.Exp(float64(sink - top)))
+	sum := F(kernel.Exponential(float64(sink - top)))
 	for _, p := range scores {
 		sum += p
 	}

@@ -180,7 +180,7 @@ func Fuse[F Float](l Layer[F], outputs []F, _ []int32, weights []F) []F {
 		for slot := from * k; slot < to*k; slot++ {
 			sum := fused[slot/k*width:][:width]
 			for i, v := range outputs[slot*width:][:width] {
-				sum[i] += weights[slot] * v
+				sum[i] += F(weights[slot] * v) // converted, so that no machine fuses
 			}
 		}
 	})

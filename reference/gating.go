@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"math"
 	"slices"
+
+	"github.com/gptoss-conformance/gptoss/reference/kernel"
 )
 
 // GateLogits scores every expert for every token: [tokens, hidden] to [tokens,
@@ -52,7 +54,7 @@ func ChosenSoftmax[F Float](l Layer[F], logits []F, indices []int32) []F {
 		}
 		var sum F
 		for i, v := range row {
-			row[i] = F(math.Exp(float64(v - top)))
+			row[i] = F(kernel.Exponential(float64(v - top)))
 			sum += row[i]
 		}
 		for i := range row {

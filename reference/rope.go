@@ -29,7 +29,7 @@ func NewRotary(c config.Config) Rotary {
 	low, high := RampBounds(c)
 	rotary := Rotary{InverseFrequencies: make([]float64, half), Concentration: 1}
 	if c.RopeScalingFactor > 1 {
-		rotary.Concentration = 0.1*math.Log(c.RopeScalingFactor) + 1
+		rotary.Concentration = float64(0.1*kernel.Log(c.RopeScalingFactor)) + 1
 	}
 	for i := range half {
 		frequency := fractionalPower(c.RopeTheta, i, half)
@@ -40,7 +40,7 @@ func NewRotary(c config.Config) Rotary {
 		ramp := min(max((float64(i)-low)/(high-low), 0), 1)
 		interpolation := 1 / (c.RopeScalingFactor * frequency)
 		extrapolation := 1 / frequency
-		rotary.InverseFrequencies[i] = interpolation*ramp + extrapolation*(1-ramp)
+		rotary.InverseFrequencies[i] = float64(interpolation*ramp) + float64(extrapolation*(1-ramp))
 	}
 	return rotary
 }
@@ -50,7 +50,7 @@ func NewRotary(c config.Config) Rotary {
 func RampBounds(c config.Config) (low, high float64) {
 	bound := func(turns float64) float64 {
 		context := float64(c.InitialContextLength)
-		return float64(c.HeadDim) / 2 * math.Log(context/(turns*2*math.Pi)) / math.Log(c.RopeTheta)
+		return float64(c.HeadDim) / 2 * kernel.Log(context/(turns*2*math.Pi)) / kernel.Log(c.RopeTheta)
 	}
 	low, high = bound(c.RopeNTKBeta), bound(c.RopeNTKAlpha)
 	if c.RopeTruncate {
@@ -126,7 +126,7 @@ func (r Rotary) Table(positions []int) RotaryTable[float64] {
 	}
 	for p, position := range positions {
 		for i, frequency := range r.InverseFrequencies {
-			sin, cos := math.Sincos(float64(position) * frequency)
+			sin, cos := kernel.Sincos(float64(position) * frequency)
 			table.Cos[p*half+i] = cos * r.Concentration
 			table.Sin[p*half+i] = sin * r.Concentration
 		}

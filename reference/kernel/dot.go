@@ -36,7 +36,7 @@ func Lanes[F Float](a, b []F) F {
 func Sequential[F Float](a, b []F) F {
 	var sum F
 	for i, v := range a {
-		sum += v * b[i]
+		sum += F(v * b[i])
 	}
 	return sum
 }
@@ -45,7 +45,7 @@ func Sequential[F Float](a, b []F) F {
 func Backward[F Float](a, b []F) F {
 	var sum F
 	for i := len(a) - 1; i >= 0; i-- {
-		sum += a[i] * b[i]
+		sum += F(a[i] * b[i])
 	}
 	return sum
 }

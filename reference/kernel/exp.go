@@ -1,15 +1,13 @@
 package kernel
 
-import "math"
-
-// Exp replaces every value by its exponential: in float64 math.Exp's; in float32
+// Exp replaces every value by its exponential: in float64 [Exponential]; in float32
 // that rounded, or the vector kernels', which is off by less than one unit in the
 // last place and the same whatever stands beside it.
 func Exp[F Float](x []F) {
 	v := vectorsFor[F](chosen)
 	if v == nil || v.exp == nil {
 		for i, value := range x {
-			x[i] = F(math.Exp(float64(value)))
+			x[i] = F(Exponential(float64(value)))
 		}
 		return
 	}
