@@ -4,13 +4,15 @@ BUILD    := build
 PACKAGES := ./...
 # What runs goroutines of its own, and is fast enough under the race detector.
 RACED    := ./reference/... ./fixtures/... ./conformance/backends/... ./tools/gptoss
+# What needs neither cgo (ONNX Runtime) nor to start itself again.
+PORTABLE := ./reference/... ./exporter/... ./fixtures/... ./golden/... ./conformance/backends/recorded ./conformance/backends/reference
 .DEFAULT_GOAL := help
 
 include $(wildcard tools/*/*.mk)
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*[#]# ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*[#]# (.*)/\1\t\2/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*[#]# ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*[#]# (.*)/\1\t\2/' | expand -t 16
 
 .PHONY: conformance
 conformance: onnxruntime ## Judge every stage and write build/report (about a minute)
@@ -36,6 +38,12 @@ test: onnxruntime ## Run every check: gofmt, vet, staticcheck, all tests, the ra
 	go tool staticcheck $(PACKAGES)
 	go test -count=1 -timeout 20m $(TESTFLAGS) $(PACKAGES)
 	go test -count=1 -timeout 20m $(TESTFLAGS) -race $(RACED)
+
+.PHONY: arm64
+arm64: ## Run the tests that need no cgo as arm64, under qemu (three minutes)
+	@qemu=$$(command -v qemu-aarch64 || command -v qemu-aarch64-static) || \
+		{ echo "qemu-aarch64 is missing: install qemu-user (on Debian and Ubuntu: apt install qemu-user)"; exit 1; }; \
+	CGO_ENABLED=0 GOARCH=arm64 go test -count=1 -timeout 20m $(TESTFLAGS) -exec "$$qemu" $(PORTABLE)
 
 .PHONY: build
 build: onnxruntime ## Make build/gptoss
