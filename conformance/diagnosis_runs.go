@@ -266,8 +266,10 @@ func survivors(list []hypothesis, fits []fit, loose bool) []hypothesis {
 	return kept
 }
 
-// weighHypotheses compares a subject that tapped only its logits with every
-// fault's truth, where single rows can't decide.
+// weighHypotheses compares a subject's logits with every fault's truth, where
+// single rows can't decide. Other taps beside the logits spare a subject that only
+// if they leave nothing to chance (see weighs): hidden states alone may each be as
+// near as rounding allows while the logits drift the way of a fault.
 //
 // The subject's error, projected on the difference that a fault makes, is 0 for
 // a right implementation and 1 for one with that fault, whatever else rounding
@@ -275,7 +277,7 @@ func survivors(list []hypothesis, fits []fit, loose bool) []hypothesis {
 // row. The same projection of the perturbed runs says how much of it is chance.
 // If that is large, the fault is indistinguishable from logits alone.
 func (j *judging) weighHypotheses(v *Verdict) error {
-	if !j.logitsAlone() || v.Word == Fail || len(j.options.Catalogue) == 0 {
+	if !j.weighs() || v.Word == Fail || len(j.options.Catalogue) == 0 {
 		return nil
 	}
 	if !j.loose && isWide(j.model.Weights.Config) {
@@ -313,12 +315,24 @@ func (j *judging) weighHypotheses(v *Verdict) error {
 			v.Reason = fmt.Sprintf("the logits are closer to a model with %s than to the right one (%.2f of its difference, chance gives %.2f)", id, shares[i], noise[i])
 		}
 	}
+	if !j.logitsAlone() { // the other taps may tell what the logits do not
+		v.Indistinguish = nil
+		return j.ctx.Err()
+	}
 	v.Indistinguish = slices.Compact(v.Indistinguish) // variants share an id
 	if v.Word == Pass && hidden > 0 {
 		v.Word = Partial
 		v.Reason = fmt.Sprintf("right as far as logits tell; %d faults are below the noise of this precision on this input (taps settle it)", hidden)
 	}
 	return j.ctx.Err()
+}
+
+// weighs reports whether the logits are to be weighed against the faults' truths:
+// unless every stage before them was judged by its derived bound, which settles
+// more than the logits can.
+func (j *judging) weighs() bool {
+	_, has := j.subject.reals[taps.Logits]
+	return has && !j.bounded(taps.Logits)
 }
 
 // logitsAlone reports whether the subject put out its logits and nothing else.

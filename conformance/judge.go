@@ -175,6 +175,29 @@ func (j *judging) direct(name string) bool {
 	return true
 }
 
+// bounded reports whether a tap and all that it is computed from, back to the
+// tokens, are judged one by one: stages by their derived bounds, choices of experts
+// by their margin. The embedding may be missing, since it is only looked up.
+func (j *judging) bounded(name string) bool {
+	seen := map[string]bool{}
+	var walk func(name string) bool
+	walk = func(name string) bool {
+		if seen[name] || name == taps.Embedding {
+			return true
+		}
+		seen[name] = true
+		_, isReal := j.subject.reals[name]
+		_, isInteger := j.subject.integers[name]
+		if !isReal && !isInteger {
+			return false
+		}
+		reads := readsOf(j.model.Weights.Config, name)
+		onlyEmbedded := slices.Equal(reads, []string{taps.Embedding})
+		return (onlyEmbedded || j.direct(name)) && !slices.ContainsFunc(reads, func(read string) bool { return !walk(read) })
+	}
+	return walk(name)
+}
+
 // fromSubject reports whether a tap is computed from any of the subject's taps,
 // and not from the tokens alone.
 func (j *judging) fromSubject(name string) bool {

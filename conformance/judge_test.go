@@ -345,6 +345,38 @@ func TestFaultsBelowTheNoiseAreNotClaimed(t *testing.T) {
 	}
 }
 
+// TestMoreTapsForgiveNothing: a fault that the logits alone give away does not pass
+// because hidden states come with them, each of which is as near to the one before
+// as rounding allows. A right subject passes with them as without.
+func TestMoreTapsForgiveNothing(t *testing.T) {
+	p := provingGround(t)[0]
+	f, ok := faults.ByID("topk-not-renormalized")
+	require.True(t, ok)
+	right := reference.New(p.weights, reference.Short(reference.BFloat16.Format()))
+	for _, beside := range [][]string{
+		{},
+		{taps.Output, taps.FinalNorm},
+		{taps.Input, taps.PostAttention, taps.Output, taps.FinalNorm},
+		{taps.ExpertIndices, taps.Output, taps.FinalNorm},
+	} {
+		judge := func(m reference.Model[float64]) *conformance.Verdict {
+			results := tapsOf(t, m, p.tokens)
+			only(append(beside, taps.Logits)...)(results)
+			v, err := conformance.Judge(t.Context(), p.weights, p.tokens,
+				conformance.Subject{Precision: reference.BFloat16, Taps: results}, conformance.JudgeOptions{})
+			require.NoError(t, err)
+			return v
+		}
+		v := judge(faults.Apply(f, right))
+		assert.Equal(t, conformance.Fail, v.Word, "beside %v", beside)
+		if assert.NotNil(t, v.Diagnosis, "beside %v", beside) {
+			assert.Equal(t, f.ID, v.Diagnosis.ID(), "beside %v", beside)
+		}
+		v = judge(right)
+		assert.NotEqual(t, conformance.Fail, v.Word, "beside %v: %s", beside, v.Reason)
+	}
+}
+
 // TestGreedyTokens: generated tokens and their log-probabilities are enough to
 // tell right from wrong, and often which wrong.
 func TestGreedyTokens(t *testing.T) {

@@ -44,7 +44,7 @@ type spreadKey struct {
 // measured is what perturbed runs gave.
 type measured struct {
 	spreads map[string]spread
-	logits  [][]float64 // of each run, if the subject has nothing but logits
+	logits  [][]float64 // of each run, if the subject's logits are weighed
 }
 
 // remembered is a value that is computed once. A computation that fails is
@@ -144,13 +144,13 @@ func (j *judging) freeSpreads(replayed *observed, want map[string][]float64) (me
 	key := spreadKey{
 		promptKey: promptKey{j.model.Weights, fmt.Sprint(j.tokens)},
 		precision: j.subject.precision, samples: j.options.Samples,
-		routing: hashRouting(replayed), names: fmt.Sprint(names), logits: j.logitsAlone(),
+		routing: hashRouting(replayed), names: fmt.Sprint(names), logits: j.weighs(),
 	}
 	return j.options.Memory.spreads(key, func() (measured, error) {
 		var m measured
 		var err error
 		m.spreads, err = spreadsOf(j.ctx, j.model.Weights, j.tokens, j.subject, replayed, j.options.Samples, want, func(s source) {
-			if key.logits { // only hypotheses about logits alone need them, and they are large
+			if key.logits { // only weighing hypotheses takes them, and they are large
 				m.logits = append(m.logits, s.real(taps.Logits))
 			}
 		})

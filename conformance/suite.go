@@ -32,8 +32,9 @@ type Options struct {
 	// Failures is the directory that the tensors of a failing run are kept in,
 	// as safetensors. Empty: they are not kept.
 	Failures string
-	// WithoutHypotheses judges logits alone by their budget only, without weighing
-	// them against every fault of the catalogue, which takes most of the time.
+	// WithoutHypotheses judges logits by their budget only, without weighing them
+	// against every fault of the catalogue where the other taps leave room for one,
+	// which takes most of the time.
 	// Failures are diagnosed all the same.
 	WithoutHypotheses bool
 	Judge             JudgeOptions
@@ -382,8 +383,8 @@ func (s *Suite) judge(j *judged, implementation Implementation, in input) {
 	}
 }
 
-// verdict judges a subject. The catalogue of faults is only asked when it can say
-// something: about a failure, or about logits alone.
+// verdict judges a subject. Without hypotheses, the catalogue of faults is only
+// asked about a failure.
 func (s *Suite) verdict(m *checkpoint.Model, in input, subject Subject) (*Verdict, error) {
 	tokens := in.prompt.Tokens
 	thorough := s.options.Judge
@@ -394,7 +395,7 @@ func (s *Suite) verdict(m *checkpoint.Model, in input, subject Subject) (*Verdic
 		}
 	}
 	quick := thorough
-	if len(subject.Taps) > 1 || s.options.WithoutHypotheses {
+	if s.options.WithoutHypotheses {
 		quick.Catalogue = []faults.Fault{}
 	}
 	v, err := Judge(s.ctx, m, tokens, subject, quick)

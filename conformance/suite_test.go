@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gptoss-conformance/gptoss/conformance/faults"
 	"github.com/gptoss-conformance/gptoss/fixtures"
 	"github.com/gptoss-conformance/gptoss/golden"
 	"github.com/gptoss-conformance/gptoss/reference"
@@ -125,6 +127,30 @@ func TestSuiteTellsWordsApart(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSuiteWeighsLogitsBesideOtherTaps: see TestMoreTapsForgiveNothing.
+func TestSuiteWeighsLogitsBesideOtherTaps(t *testing.T) {
+	m, err := checkpoint.Open(fixtures.Dir("toy"))
+	require.NoError(t, err)
+	defer m.Close()
+	tokens, err := fixtures.Tokens("toy", "full")
+	require.NoError(t, err)
+	f, ok := faults.ByID("topk-not-renormalized")
+	require.True(t, ok)
+	results, err := reference.Observe(t.Context(), faults.Apply(f, reference.New(m, reference.Short(reference.BFloat16.Format()))), tokens)
+	require.NoError(t, err)
+	maps.DeleteFunc(results, func(name string, _ tensor.Tensor) bool {
+		_, tap := taps.Split(name)
+		return !slices.Contains([]string{taps.Output, taps.FinalNorm, taps.Logits}, tap)
+	})
+	subject := Subject{Precision: reference.BFloat16, Taps: results}
+	s := NewSuite(Options{})
+	defer s.Close()
+	in := input{"toy", fixtures.Prompt{Name: "unbudgeted", Tokens: tokens}} // the stored budget would fail it, too
+	v, err := s.verdict(m, in, subject)
+	require.NoError(t, err)
+	assert.Equal(t, Fail, v.Word)
 }
 
 func TestSuiteRecordsEveryRunOnce(t *testing.T) {
