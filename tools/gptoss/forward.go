@@ -48,7 +48,7 @@ checkpoint then says what shapes to expect.`,
 	flags := command.Flags()
 	flags.StringVar(&o.checkpoint, "checkpoint", "", "checkpoint in any layout")
 	flags.StringVar(&o.tokens, "tokens", "", "ids separated by commas, or a file with a JSON array of ids")
-	flags.StringVar(&o.precision, "precision", string(reference.Float32), "arithmetic of the reference: float64, float32 or bfloat16")
+	flags.StringVar(&o.precision, "precision", string(reference.Float32), "arithmetic of the reference: float64, float32, bfloat16 or float16")
 	flags.StringVar(&o.backend, "backend", backendReference, "reference or onnxruntime")
 	flags.StringVar(&o.onnx, "onnx", "", "graph for --backend onnxruntime")
 	flags.StringVar(&o.taps, "taps", tapsNone, "all, none (logits alone), or names separated by commas")
@@ -114,8 +114,8 @@ func forward(ctx context.Context, o forwardOptions, open func() (*checkpoint.Mod
 // arithmetic checks the flags that say what computes, and in what.
 func (o forwardOptions) arithmetic(precisionGiven bool) (reference.Precision, error) {
 	precision, err := reference.ParsePrecision(o.precision)
-	if err != nil || precision == reference.Float16 {
-		return "", fmt.Errorf("--precision: %q is none of float64, float32, bfloat16", o.precision)
+	if err != nil {
+		return "", fmt.Errorf("--precision: %q is none of float64, float32, bfloat16, float16", o.precision)
 	}
 	switch o.backend {
 	case backendReference:

@@ -46,6 +46,7 @@ func TestForwardWritesWhatTheReferenceComputes(t *testing.T) {
 		{reference.Float64, tensor.F64, "all", taps.All(model.Config)},
 		{reference.Float32, tensor.F32, "none", []string{taps.Logits}},
 		{reference.BFloat16, tensor.BF16, "logits,block_1.mlp_expert_indices, block_0.q_rot", []string{"block_0.q_rot", "block_1.mlp_expert_indices", "logits"}},
+		{reference.Float16, tensor.F16, "block_0.mlp_expert_indices, block_0.q_rot", []string{"block_0.q_rot", "block_0.mlp_expert_indices"}},
 	} {
 		t.Run(string(test.precision), func(t *testing.T) {
 			output := filepath.Join(t.TempDir(), "out.safetensors")
