@@ -22,7 +22,7 @@ import (
 var named = []string{
 	"window-one-too-many", "window-one-too-few", "window-ignored", "window-on-odd-layers", "window-on-all-layers",
 	"sinks-dropped", "sinks-kept-in-values", "sinks-not-in-max",
-	"rope-interleaved", "rope-no-yarn", "rope-no-concentration", "rope-truncated-bounds", "rope-position-off-by-one", "rope-base-10000",
+	"rope-missing", "rope-backwards", "rope-interleaved", "rope-no-yarn", "rope-no-concentration", "rope-truncated-bounds", "rope-position-off-by-one", "rope-base-10000",
 	"rmsnorm-eps-1e-6", "rmsnorm-no-scale",
 	"softmax-before-topk", "topk-not-renormalized", "router-bias-dropped",
 	"swiglu-no-clamp", "swiglu-clamps-glu-below", "swiglu-no-plus-one", "swiglu-alpha-1", "swiglu-halves", "swiglu-gate-up-swapped",

@@ -21,6 +21,20 @@ func rope() []Fault {
 			Graph:       ropeInterleavedGraph,
 		},
 		{
+			ID:          "rope-missing",
+			Explanation: "Queries and keys are not turned at all, nor multiplied by the concentration: scores don't know positions.",
+			Stages:      Swap{Wide: ropeMissing[float64], Single: ropeMissing[float32]},
+			Graph:       ropeMissingGraph,
+		},
+		{
+			ID:          "rope-backwards",
+			Explanation: "Queries and keys are turned by the negated angle: scores see every distance with the other sign.",
+			Thread:      "https://github.com/karpathy/nanochat/pull/489",
+			Related:     true,
+			Stages:      Swap{Wide: ropeBackwards[float64], Single: ropeBackwards[float32]},
+			Graph:       ropeBackwardsGraph,
+		},
+		{
 			ID:          "rope-no-yarn",
 			Explanation: "Plain RoPE: neither YaRN's frequencies nor its concentration.",
 			Thread:      "https://github.com/NVIDIA/TensorRT-Model-Connect/issues/399",
@@ -156,6 +170,43 @@ func ropeInterleaved[F reference.Float](s *reference.Stages[F]) {
 		}
 	}
 	s.RopeQuery, s.RopeKey = interleaved(s.RopeQuery), interleaved(s.RopeKey)
+}
+
+func ropeMissing[F reference.Float](s *reference.Stages[F]) {
+	unturned := func(_ reference.Layer[F], x []F, _ []int) []F { return x }
+	s.RopeQuery, s.RopeKey = unturned, unturned
+}
+
+func ropeMissingGraph(s *exporter.Stages) {
+	unturned := func(l exporter.Layer, x, _, _ exporter.Value) exporter.Value { return l.Identity(x) }
+	s.RopeQuery, s.RopeKey = unturned, unturned
+}
+
+// ropeBackwards turns by −p·frequency at position p. A score depends on the
+// difference of its query's and its key's angles, so both must turn the wrong way
+// for it to be the right one negated: cos(−a) = cos(a) leaves what the pairs have
+// in common, sin(−a) = −sin(a) changes the sign of the rest. With one of them
+// alone a score would see the sum of the positions.
+func ropeBackwards[F reference.Float](s *reference.Stages[F]) {
+	backwards := func(rotate rotation[F]) rotation[F] {
+		return func(l reference.Layer[F], x []F, positions []int) []F {
+			negated := make([]int, len(positions))
+			for i, p := range positions {
+				negated[i] = -p
+			}
+			return rotate(l, x, negated)
+		}
+	}
+	s.RopeQuery, s.RopeKey = backwards(s.RopeQuery), backwards(s.RopeKey)
+}
+
+func ropeBackwardsGraph(s *exporter.Stages) {
+	backwards := func(rotate turning) turning {
+		return func(l exporter.Layer, x, cos, sin exporter.Value) exporter.Value {
+			return rotate(l, x, cos, l.Neg(sin))
+		}
+	}
+	s.RopeQuery, s.RopeKey = backwards(s.RopeQuery), backwards(s.RopeKey)
 }
 
 // turning is the type of the exporter's stages that turn queries and keys.

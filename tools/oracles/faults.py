@@ -234,7 +234,9 @@ def attention(m, layer, normed, start, end, weight, fault):
     turns, concentration = frequencies(m, fault)
     interleaved = fault == "rope-interleaved"
     of_keys = 1 if fault == "rope-concentration-once" else concentration
-    for _ in range(2 if fault == "rope-applied-twice" else 1):
+    if fault == "rope-backwards":
+        turns = -turns
+    for _ in range({"rope-applied-twice": 2, "rope-missing": 0}.get(fault, 1)):
         q = rotate(q, positions + (fault == "rope-position-off-by-one"), turns, concentration, interleaved)
         k = rotate(k, positions, turns, of_keys, interleaved)
 
