@@ -9,9 +9,10 @@ import (
 // Parallel calls body for disjoint ranges that cover [0, n), each at most grain
 // long, on all cores, and waits for all of them.
 //
-// The goroutines that help stay awake for a while after their work (patience), for
-// the next call: a layer is half a dozen loops of less than a millisecond, and to
-// wake an idle core takes a tenth of one on a virtual machine.
+// The goroutines that help stay awake for a while after their work, for the next
+// call: a layer is half a dozen loops of less than a millisecond, and to wake an idle
+// core takes a tenth of one on a virtual machine. They wait no longer than they have
+// worked, so that at most half of their time is lost.
 func Parallel(n, grain int, body func(from, to int)) {
 	chunks := (n + grain - 1) / grain
 	workers := min(runtime.GOMAXPROCS(0), chunks)
@@ -26,8 +27,9 @@ func Parallel(n, grain int, body func(from, to int)) {
 	for range workers - 1 - l.offer(workers-1) {
 		go l.help()
 	}
+	start := time.Now()
 	l.work()
-	l.wait()
+	l.wait(time.Since(start))
 }
 
 // loop is the work of one call of Parallel.
@@ -55,37 +57,38 @@ func (l *loop) work() {
 
 // help is a helper's life: from one loop to the next, until none comes in time.
 func (l *loop) help() {
+	var credit time.Duration // for waiting: what it has worked and not waited
 	for l != nil {
+		start := time.Now()
 		l.work()
-		l = waitForLoop()
+		worked := time.Now()
+		credit = min(credit+worked.Sub(start), patience)
+		l = waitForLoop(credit)
+		credit -= time.Since(worked)
 	}
 }
 
 // wait returns when all chunks are finished: a helper that comes too late for any
 // is not waited for. To sleep, and be woken, would take longer than the last chunks
 // usually do.
-func (l *loop) wait() {
-	if !await(func() bool { return l.left.Load() == 0 }) {
+func (l *loop) wait(worked time.Duration) {
+	if !await(min(worked, patience), func() bool { return l.left.Load() == 0 }) {
 		<-l.done
 	}
 }
 
-// patience is for how long a goroutine waits actively: longer than what lies
+// patience is for how long a goroutine waits actively at most: longer than what lies
 // between two loops of a forward pass, far less than anybody notices.
 const patience = 300 * time.Microsecond
 
-// await polls until something is ready. It gives up, with false, after patience.
-func await(ready func() bool) bool {
-	const polls = 64 // between two looks at the clock, some microseconds
-	start := time.Now()
-	for !ready() {
+// await polls until something is ready. It gives up, with false, after some time.
+func await(most time.Duration, ready func() bool) bool {
+	const polls = 16 // between two looks at the clock, about a microsecond
+	for start := time.Now(); !ready(); {
 		for range polls {
 			pause()
-			if ready() {
-				return true
-			}
 		}
-		if time.Since(start) > patience {
+		if time.Since(start) > most {
 			return ready()
 		}
 	}
@@ -117,15 +120,15 @@ func (l *loop) offer(n int) (taken int) {
 	return taken
 }
 
-// waitForLoop takes a seat and returns the loop that is offered there, or nil
-// after patience. At most one helper less than there are cores waits.
-func waitForLoop() (offered *loop) {
+// waitForLoop takes a seat and returns the loop that is offered there, or nil after
+// some time. At most one helper less than there are cores waits.
+func waitForLoop(most time.Duration) (offered *loop) {
 	for i := range min(runtime.GOMAXPROCS(0)-1, len(seats)) {
 		s := &seats[i].loop
 		if !s.CompareAndSwap(nil, vacant) {
 			continue
 		}
-		if await(func() bool { return s.Load() != vacant }) || !s.CompareAndSwap(vacant, nil) {
+		if await(most, func() bool { return s.Load() != vacant }) || !s.CompareAndSwap(vacant, nil) {
 			offered = s.Swap(nil)
 		}
 		return offered
