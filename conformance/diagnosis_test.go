@@ -1,10 +1,12 @@
 package conformance_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -146,5 +148,37 @@ func TestTheNearestWindowIsNamed(t *testing.T) {
 				assert.Equal(t, []string{"window-ignored", "window-hard-coded-128"}, v.Diagnosis.Equals)
 			}
 		}
+	}
+}
+
+// TestDiagnosisStops: a cancelled judgement is an error, wherever it is, also among
+// the faults in single layers.
+func TestDiagnosisStops(t *testing.T) {
+	p := provingGround(t)[0]
+	all := partlyWrong(t, p, reference.Single(), "router-bias-dropped", 2)
+	outputs := maps.Clone(all)
+	only(taps.Embedding, taps.Output)(outputs)
+	for name, results := range map[string]map[string]tensor.Tensor{"logits": {taps.Logits: all[taps.Logits]}, "outputs": outputs} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			judge := func(after int64) (blocks int64, err error) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				var count atomic.Int64
+				ctx = conformance.WithProgress(ctx, func() {
+					if count.Add(1) == after {
+						cancel()
+					}
+				})
+				_, err = conformance.Judge(ctx, p.weights, p.tokens, conformance.Subject{Precision: reference.Float32, Taps: results}, conformance.JudgeOptions{Samples: 3})
+				return count.Load(), err
+			}
+			blocks, err := judge(-1)
+			require.NoError(t, err)
+			for part := range int64(8) {
+				_, err := judge(1 + part*blocks/8)
+				require.ErrorIs(t, err, context.Canceled, "after %d of %d blocks", 1+part*blocks/8, blocks)
+			}
+		})
 	}
 }
