@@ -17,7 +17,7 @@ import (
 type Completion struct {
 	Tokens   []int32
 	LogProbs []float64           // of each token
-	Top      []map[int32]float64 // the likeliest tokens in each one's place, as far as the server lists them
+	Top      []map[int32]float64 // of the likeliest tokens in each one's place; nil where they are not listed or not understood
 	Text     string
 }
 
@@ -149,14 +149,20 @@ func (l logProbs) entries() ([]entry, error) {
 	return list, nil
 }
 
-// top lists a token's alternatives. Those that cannot be understood are left out:
-// special tokens without a name, parts of characters.
+// top lists the likeliest tokens in a token's place; nil if any of them can't be
+// understood, such as a part of a character that is named by its text. Those left
+// over would look like a list that leaves likelier tokens out.
 func (c *Client) top(e entry) map[int32]float64 {
-	list := map[int32]float64{}
+	if len(e.Top) == 0 {
+		return nil
+	}
+	list := make(map[int32]float64, len(e.Top))
 	for _, other := range e.Top {
-		if id, err := c.id(other); err == nil && finite(other.LogProb) {
-			list[id] = *other.LogProb
+		id, err := c.id(other)
+		if err != nil || !finite(other.LogProb) {
+			return nil
 		}
+		list[id] = *other.LogProb
 	}
 	return list
 }

@@ -1,7 +1,7 @@
 // Package server judges an endpoint with OpenAI's completions API that serves one
 // of our checkpoints: vLLM, llama.cpp's llama-server and others. All that such an
-// endpoint gives away are the tokens that it generates and their
-// log-probabilities, which is enough to tell right from wrong, and often which
+// endpoint gives away are the tokens that it generates, their log-probabilities and
+// those of a few others in their places, which is enough to tell right from wrong, and often which
 // wrong ([conformance.JudgeGreedy]).
 //
 // It speaks plain net/http. OpenAI's client library for Go
@@ -109,5 +109,5 @@ func (i *Instance) Generate(ctx context.Context, prompt []int32, n int) (conform
 func (i *Instance) Close() error { return nil }
 
 func greedy(c Completion, p reference.Precision) conformance.Greedy {
-	return conformance.Greedy{Precision: p, Tokens: c.Tokens, LogProbs: c.LogProbs}
+	return conformance.Greedy{Precision: p, Tokens: c.Tokens, LogProbs: c.LogProbs, Top: c.Top}
 }

@@ -81,6 +81,15 @@ func serve(t *testing.T, m reference.Model[float32], answer func(asked, []genera
 
 type object = map[string]any
 
+// likeliest are the first five tokens, as a server lists them.
+func (g generated) likeliest() []int32 {
+	row := make([]float32, len(g.log))
+	for i, p := range g.log {
+		row[i] = float32(p)
+	}
+	return reference.TopK(row, 5)
+}
+
 // vllm answers as vLLM's documentation has it (there is no recording of it).
 func vllm(_ asked, list []generated) any {
 	var tokens []string
@@ -90,7 +99,11 @@ func vllm(_ asked, list []generated) any {
 	for _, g := range list {
 		name := fmt.Sprintf("token_id:%d", g.id)
 		tokens, ids, logProbs = append(tokens, name), append(ids, g.id), append(logProbs, g.log[g.id])
-		top = append(top, object{name: g.log[g.id], "token_id:3": g.log[3]})
+		list := object{}
+		for _, id := range g.likeliest() {
+			list[fmt.Sprintf("token_id:%d", id)] = g.log[id]
+		}
+		top = append(top, list)
 	}
 	return object{"choices": []object{{
 		"index": 0, "text": "?", "finish_reason": "length", "token_ids": ids,
@@ -102,8 +115,11 @@ func vllm(_ asked, list []generated) any {
 func llama(_ asked, list []generated) any {
 	var content []object
 	for _, g := range list {
-		content = append(content, object{"id": g.id, "token": "x", "bytes": []int{120}, "logprob": g.log[g.id],
-			"top_logprobs": []object{{"id": 3, "token": "y", "bytes": []int{121}, "logprob": g.log[3]}}})
+		var top []object
+		for _, id := range g.likeliest() {
+			top = append(top, object{"id": id, "token": "y", "bytes": []int{121}, "logprob": g.log[id]})
+		}
+		content = append(content, object{"id": g.id, "token": "x", "bytes": []int{120}, "logprob": g.log[g.id], "top_logprobs": top})
 	}
 	return object{"choices": []object{{"index": 0, "text": "?", "finish_reason": "length", "logprobs": object{"content": content}}}}
 }
@@ -159,6 +175,47 @@ func TestFaultIsNamed(t *testing.T) {
 			assert.Contains(t, v.Reason, `prompt "`)
 		})
 	}
+}
+
+// TestListsAreJudged: a server that is right about the tokens it generates, and wrong
+// about those it lists beside them, fails.
+func TestListsAreJudged(t *testing.T) {
+	for name, spoil := range map[string]func(top []object){
+		"wrong value": func(top []object) { top[4]["logprob"] = top[4]["logprob"].(float64) - 1e-3 },
+		"wrong token": func(top []object) { top[4]["id"] = int32(3) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, reference.New(toy(t), reference.Single()), func(q asked, list []generated) any {
+				answer := llama(q, list).(object)
+				content := answer["choices"].([]object)[0]["logprobs"].(object)["content"].([]object)
+				spoil(content[len(content)-1]["top_logprobs"].([]object))
+				return answer
+			})
+			m := toy(t)
+			prompts := promptsNamed(t, "short")
+			replies, err := server.Ask(t.Context(), client(t, s.URL, m.Config.VocabSize), prompts, 12)
+			require.NoError(t, err)
+			v, err := server.Judge(t.Context(), m, reference.Float32, replies, conformance.JudgeOptions{Catalogue: []faults.Fault{}})
+			require.NoError(t, err)
+			assert.Equal(t, conformance.Fail, v.Word)
+		})
+	}
+	t.Run("left out", func(t *testing.T) { // every value is right
+		s := serve(t, reference.New(toy(t), reference.Single()), func(q asked, list []generated) any {
+			answer := llama(q, list).(object)
+			first := answer["choices"].([]object)[0]["logprobs"].(object)["content"].([]object)[0]
+			top := first["top_logprobs"].([]object)
+			first["top_logprobs"] = append(top[:1:1], top[2:]...)
+			return answer
+		})
+		m := toy(t)
+		replies, err := server.Ask(t.Context(), client(t, s.URL, m.Config.VocabSize), promptsNamed(t, "short"), 12)
+		require.NoError(t, err)
+		v, err := server.Judge(t.Context(), m, reference.Float32, replies, conformance.JudgeOptions{Catalogue: []faults.Fault{}})
+		require.NoError(t, err)
+		assert.Equal(t, conformance.Fail, v.Word)
+		assert.Contains(t, v.Reason, "leave out")
+	})
 }
 
 // recording is what a real server said; see testdata/README.md.
@@ -271,6 +328,30 @@ func canary(t *testing.T) (*checkpoint.Model, []fixtures.Prompt) {
 	require.Len(t, prompts, 1)
 	require.Equal(t, "self-test", prompts[0].Name)
 	return m, prompts
+}
+
+// TestConfidentAnswers: the log-probability of an answer that is all but certain is
+// near 0, and what float32 makes of a probability near 1 is large beside it. A server
+// is not wrong for that.
+func TestConfidentAnswers(t *testing.T) {
+	m := *toy(t)
+	m.FinalNorm = slices.Clone(m.FinalNorm)
+	for i := range m.FinalNorm {
+		m.FinalNorm[i] *= 120
+	}
+	s := serve(t, reference.New(&m, reference.Single()), func(_ asked, list []generated) any {
+		var content []object
+		for _, g := range list {
+			content = append(content, object{"id": g.id, "logprob": math.Log(float64(float32(math.Exp(g.log[g.id]))))})
+		}
+		return object{"choices": []object{{"text": "?", "finish_reason": "length", "logprobs": object{"content": content}}}}
+	})
+	replies, err := server.Ask(t.Context(), client(t, s.URL, m.Config.VocabSize), promptsNamed(t, "short"), 1)
+	require.NoError(t, err)
+	require.Greater(t, replies[0].Completion.LogProbs[0], -1e-6)
+	v, err := server.Judge(t.Context(), &m, reference.Float32, replies, conformance.JudgeOptions{Catalogue: []faults.Fault{}})
+	require.NoError(t, err)
+	assert.NotEqual(t, conformance.Fail, v.Word, v.Reason)
 }
 
 // TestTransformersServe: it takes nothing but text, and then gives no
