@@ -16,7 +16,7 @@ import (
 type JudgeOptions struct {
 	Samples int // perturbed runs where no bound is derived; 0 means 6
 	// Catalogue lists the faults that are tried when a subject fails, and
-	// against which logits alone are weighed; nil means all. Empty tries none.
+	// against which logits are weighed; nil means all. Empty tries none.
 	Catalogue []faults.Fault
 	// Budget, if it is not nil, replaces the spread of perturbed runs for the
 	// free-running taps that it has: what independent implementations need on this
