@@ -76,6 +76,35 @@ func (d *Diagnosis) String() string {
 	return text
 }
 
+// Agreed keeps what can explain both of two failing subjects with the same mistake;
+// a diagnosis that explains one and not the other is none. Nil counts as anything.
+func Agreed(a, b *Diagnosis) *Diagnosis {
+	switch {
+	case a == nil || b != nil && b.ID() == "none":
+		return b
+	case b == nil:
+		return a
+	}
+	others := append([]string{b.Name()}, b.Equals...)
+	both := slices.DeleteFunc(append([]string{a.Name()}, a.Equals...), func(name string) bool { return !slices.Contains(others, name) })
+	d := &Diagnosis{Remaining: max(a.Remaining, b.Remaining), RemainingMax: max(a.RemainingMax, b.RemainingMax), From: b.From}
+	if len(both) > 0 {
+		d.Faults, d.Layers = unnamed(both[0])
+		d.Equals = both[1:]
+	}
+	return d
+}
+
+// unnamed takes a name apart.
+func unnamed(name string) (ids []string, layers []int) {
+	id, list, _ := strings.Cut(name, " in layer")
+	for field := range strings.FieldsFuncSeq(list, func(r rune) bool { return r < '0' || r > '9' }) {
+		layer, _ := strconv.Atoi(field) // digits
+		layers = append(layers, layer)
+	}
+	return strings.Split(id, "+"), layers
+}
+
 // hypothesis is one fault, or two together, as a model.
 type hypothesis struct {
 	faults []faults.Fault

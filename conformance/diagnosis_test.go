@@ -151,6 +151,20 @@ func TestTheNearestWindowIsNamed(t *testing.T) {
 	}
 }
 
+// TestDiagnosesAgree: on what explains both, with its layers.
+func TestDiagnosesAgree(t *testing.T) {
+	d := func(id string, layers []int, equals ...string) *conformance.Diagnosis {
+		return &conformance.Diagnosis{Faults: []string{id}, Layers: layers, Equals: equals}
+	}
+	agreed := conformance.Agreed(d("sinks-dropped", []int{1}, "sinks-zero in layers 1, 12"), d("sinks-zero", []int{1, 12}))
+	assert.Equal(t, []string{"sinks-zero"}, agreed.Faults)
+	assert.Equal(t, []int{1, 12}, agreed.Layers)
+	assert.Equal(t, "none", conformance.Agreed(d("sinks-dropped", []int{1}), d("sinks-dropped", nil)).Name())
+	assert.Equal(t, "sinks-dropped", conformance.Agreed(nil, d("sinks-dropped", nil)).Name())
+	pair := &conformance.Diagnosis{Faults: []string{"sinks-dropped", "window-ignored"}}
+	assert.Equal(t, "sinks-dropped+window-ignored", conformance.Agreed(pair, pair).Name())
+}
+
 // TestDiagnosisStops: a cancelled judgement is an error, wherever it is, also among
 // the faults in single layers.
 func TestDiagnosisStops(t *testing.T) {

@@ -137,19 +137,5 @@ func diagnose(ctx context.Context, m *checkpoint.Model, p reference.Precision, r
 	return agreed, nil
 }
 
-// agree keeps what both diagnoses can mean. One that explains a single prompt and
-// not another is none.
-func agree(a, b *conformance.Diagnosis) *conformance.Diagnosis {
-	if a == nil || b.ID() == "none" {
-		return b
-	}
-	others := append([]string{b.ID()}, b.Equals...)
-	both := slices.DeleteFunc(append([]string{a.ID()}, a.Equals...), func(id string) bool { return !slices.Contains(others, id) })
-	if len(both) == 0 {
-		return &conformance.Diagnosis{Remaining: max(a.Remaining, b.Remaining), RemainingMax: max(a.RemainingMax, b.RemainingMax), From: b.From}
-	}
-	d := *a
-	d.Faults, d.Equals = strings.Split(both[0], "+"), both[1:]
-	d.Remaining, d.RemainingMax = max(a.Remaining, b.Remaining), max(a.RemainingMax, b.RemainingMax)
-	return &d
-}
+// agree keeps what both diagnoses can mean, layers included.
+func agree(a, b *conformance.Diagnosis) *conformance.Diagnosis { return conformance.Agreed(a, b) }
