@@ -5,7 +5,8 @@ import "slices"
 // Densify returns a model whose matrices are decoded to float32 in memory, if
 // all of them together take at most maxBytes, else the model itself. It is
 // worth it for small models that run often. The result takes the place of m:
-// close one of the two.
+// close one of the two. What m has decoded already they share: a hundred models that
+// differ in one matrix each take little more than one.
 func (m *Model) Densify(maxBytes int64) *Model {
 	var total int64
 	for _, t := range m.canonical() {
@@ -16,14 +17,23 @@ func (m *Model) Densify(maxBytes int64) *Model {
 		return m
 	}
 	d := *m
-	d.Embedding, d.Unembedding = decode(m.Embedding), decode(m.Unembedding)
+	d.Embedding, d.Unembedding = decoded(m.Embedding), decoded(m.Unembedding)
 	d.Blocks = slices.Clone(m.Blocks)
 	for i := range d.Blocks {
 		b := &d.Blocks[i]
-		b.QKV, b.Out, b.Gate = decode(b.QKV), decode(b.Out), decode(b.Gate)
+		b.QKV, b.Out, b.Gate = decoded(b.QKV), decoded(b.Out), decoded(b.Gate)
 		b.MLP1, b.MLP2 = decodeAll(b.MLP1), decodeAll(b.MLP2)
 	}
 	return &d
+}
+
+// decoded is a matrix in memory.
+func decoded(m Matrix) Matrix {
+	switch m.(type) {
+	case Dense, unpacked:
+		return m
+	}
+	return decode(m)
 }
 
 func decode(m Matrix) Matrix {
@@ -36,7 +46,7 @@ func decode(m Matrix) Matrix {
 func decodeAll(all []Matrix) []Matrix {
 	out := make([]Matrix, len(all))
 	for i, m := range all {
-		out[i] = decode(m)
+		out[i] = decoded(m)
 		if packed, ok := m.(MXFP4); ok {
 			packed.Blocks, packed.Scales = slices.Clone(packed.Blocks), slices.Clone(packed.Scales)
 			out[i] = unpacked{out[i], packed}

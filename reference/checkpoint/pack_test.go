@@ -61,3 +61,23 @@ func TestPackAfterDensify(t *testing.T) {
 	}
 	assert.Zero(t, canonical, "the fixture has no group that can be packed in another way")
 }
+
+// A hundred models that differ in one matrix share the others.
+func TestDensifyTwice(t *testing.T) {
+	m, err := Open(fixtures.Dir("edge"))
+	require.NoError(t, err)
+	defer m.Close()
+	once := *m.Densify(1 << 30)
+	other := once
+	other.Unembedding = m.Unembedding
+	twice := other.Densify(1 << 30)
+	assert.Same(t, &once.Embedding.(Dense).Data[0], &twice.Embedding.(Dense).Data[0])
+	assert.NotSame(t, &once.Unembedding.(Dense).Data[0], &twice.Unembedding.(Dense).Data[0])
+	for i, block := range once.Blocks {
+		for e := range block.MLP1 {
+			packed, ok := Pack(twice.Blocks[i].MLP1[e])
+			require.True(t, ok)
+			assert.Equal(t, m.Blocks[i].MLP1[e], packed)
+		}
+	}
+}
